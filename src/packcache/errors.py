@@ -1,0 +1,29 @@
+"""Errors a user can meet: each message is one line with the value, the expectation and the way out."""
+
+
+class PackCacheError(Exception):
+    """Base of everything this package raises on purpose. The command line exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class InvalidSetting(PackCacheError, ValueError):
+    """A setting, prompt or argument that cannot be used: wrong use, exit code 2."""
+
+    exit_code = 2
+
+
+class CacheStateError(PackCacheError, RuntimeError):
+    """The cache was called out of order: a frame not open, a stale draft, a branch left out."""
+
+
+class InputFileError(PackCacheError):
+    """A file that was given cannot be read as what it should be."""
+
+
+class OutputError(PackCacheError):
+    """A result cannot be written; nothing is left under the final name."""
+
+
+class GenerationError(PackCacheError, RuntimeError):
+    """The model produced something that cannot be used, such as NaN logits."""

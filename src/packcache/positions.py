@@ -1,0 +1,145 @@
+"""WHERE survivors say they are: position ids, rotary angles, and the rebase of the anchors.
+
+Position ids are integers `[5, L]` with the rows `text, t, h, w, flag`: a token whose flag is 1 is
+rotated by its (t, h, w), any other token by its 1-D index (lumos1-spec 2.1). Which rotary pair
+listens to which axis is a table, so that other models can bring their own.
+
+What this module does not do: decide which tokens stay (policies) or hold them (store).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from packcache.timeline import FrameLayout
+
+PositionMode = Literal["absolute", "rebase"]
+RebaseRule = Literal["trained", "slide"]
+
+#: Rotary pair m of a group of 16 listens to axis t (0), h (1) or w (2): 2/8, 3/8, 3/8 of the pairs.
+MM_ROPE_AXES = (0, 0, 0, 0, 1, 1, 2, 2, 1, 1, 2, 2, 1, 1, 2, 2)
+
+#: From this index on a float32 product position x frequency is too coarse (error above 0.03 rad).
+FLOAT64_FROM = 1 << 20
+
+TEXT, T, H, W, FLAG = range(5)
+
+
+def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
+    """`1 / theta^(2m/D)` for m = 0..D/2-1, float32 `[D/2]` (lumos1-spec 2.1)."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    return 1.0 / (theta**exponents)
+
+
+@functools.lru_cache(maxsize=32)
+def pair_axes(head_dim: int, table: tuple[int, ...] = MM_ROPE_AXES) -> Tensor:
+    """Axis (0 t, 1 h, 2 w) of each rotary pair, int64 `[D/2]`; the table is repeated along the pairs."""
+    pairs = head_dim // 2
+    if head_dim % 2 or pairs % len(table):
+        raise ValueError(
+            f"head size {head_dim} does not hold whole groups of {len(table)} rotary pairs: "
+            f"expected a multiple of {2 * len(table)}"
+        )
+    return torch.tensor(table).repeat(pairs // len(table))
+
+
+def temporal_pairs(head_dim: int, table: tuple[int, ...] = MM_ROPE_AXES) -> Tensor:
+    """Indices of the pairs that carry time, int64 `[D/8]` for MM-RoPE."""
+    return (pair_axes(head_dim, table) == 0).nonzero().squeeze(1)
+
+
+def rotary_angles(position_ids: Tensor, inv_freq: Tensor, axes: Tensor) -> Tensor:
+    """Angles `[L, D/2]` of position ids `[5, L]`: float32 products, float64 beyond `FLOAT64_FROM`.
+
+    The order float32(position) * float32(frequency) is upstream's and is kept to the bit.
+    """
+    spatial = position_ids[1 + axes].T  # [L, D/2]: each pair looks up its own axis
+    index = position_ids[TEXT].unsqueeze(1)  # [L, 1]
+    positions = torch.where(position_ids[FLAG].bool().unsqueeze(1), spatial, index)
+    wide = inv_freq.dtype == torch.float64 or int(position_ids[:4].abs().max()) >= FLOAT64_FROM
+    dtype = torch.float64 if wide else torch.float32
+    return positions.to(dtype) * inv_freq.to(dtype)
+
+
+def rotary_table(position_ids: Tensor, inv_freq: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin `[L, D/2]` in the dtype of `inv_freq`."""
+    angles = rotary_angles(position_ids, inv_freq, axes)
+    return angles.cos().to(inv_freq.dtype), angles.sin().to(inv_freq.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (m, m + D/2) of `x [..., L, D]` by the table `[..., L, D/2]` (half-split layout)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def advance_pairs(first: Tensor, second: Tensor, delta: float, freq: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn the temporal halves `[..., n]` of keys by `+delta` position units (methods 3.5, P2).
+
+    `freq [n]` are the inverse frequencies of those pairs. Works in float32 (float64 for float64
+    keys or a delta beyond float32's reach) and returns the keys' own dtype, so the only error is one rounding.
+    """
+    wide = first.dtype == torch.float64 or abs(delta) >= FLOAT64_FROM
+    angle = freq.double() * delta if wide else freq.float() * delta
+    work = torch.float64 if first.dtype == torch.float64 else torch.float32
+    cos, sin = angle.cos().to(work), angle.sin().to(work)
+    a, b = first.to(work), second.to(work)
+    return (a * cos - b * sin).to(first.dtype), (b * cos + a * sin).to(first.dtype)
+
+
+def rebase_delta(
+    *,
+    frame: int,
+    oldest_distance: int,
+    sinks: int,
+    trained_latent_frames: int | None,
+    rule: RebaseRule = "trained",
+) -> int:
+    """How many latent frames the anchors are advanced when latent frame `frame` opens.
+
+    `frame` counts given frames, `oldest_distance` is D of the oldest non-sink history frame that
+    still holds a token (0 with none), `sinks` the sink frames held. `trained` moves only as far as
+    the trained range demands; `slide` closes every gap (the paper, one latent frame at each slide).
+    Zero as long as nothing was evicted. DESIGN 4.5, methods 3.5.
+    """
+    compact = oldest_distance + sinks + 1
+    if rule == "slide":
+        return max(0, frame - compact)
+    if trained_latent_frames is None:
+        return 0
+    return max(0, frame - max(trained_latent_frames - 1, compact))
+
+
+def text_positions(start: int, length: int) -> Tensor:
+    """Position ids int64 `[5, length]` of tokens with a 1-D index from `start` (text and header)."""
+    index = torch.arange(start, start + length)
+    return torch.stack((index, index, index, index, torch.zeros_like(index)))
+
+
+def frame_positions(
+    start: int,
+    frame: int,
+    layout: FrameLayout,
+    *,
+    origin: int,
+    time_stride: int,
+    space_strides: tuple[int, int],
+) -> Tensor:
+    """Position ids int64 `[5, P]` of one latent frame whose first token has index `start`.
+
+    `origin` is O, the index of the first content token of the first frame; content and new-line
+    tokens sit at `(O + time_stride*f, O + sh*i, O + sw*j)`, border tokens keep their 1-D index
+    (lumos1-spec 2.2).
+    """
+    ids = text_positions(start, layout.tokens)
+    y, x = (torch.from_numpy(a).long() for a in layout.cells())
+    inside = y >= 0
+    ids[T, inside] = origin + time_stride * frame
+    ids[H, inside] = origin + space_strides[0] * y[inside]
+    ids[W, inside] = origin + space_strides[1] * x[inside]
+    ids[FLAG, inside] = 1
+    return ids
