@@ -24,7 +24,7 @@ lint: setup
 	$(BIN)/pyright
 
 golden: setup
-	$(BIN)/python -m packcache.testing.golden tests/golden --allow-missing image_crop
+	$(BIN)/python -m packcache.testing.golden tests/golden
 
 test: lint golden
 	$(BIN)/python -m pytest -n 2

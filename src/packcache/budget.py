@@ -8,6 +8,7 @@ Frames are listed newest first (distance d = 1, 2, ...). All arithmetic is exact
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 from collections.abc import Sequence
@@ -15,7 +16,14 @@ from fractions import Fraction
 
 from packcache.errors import InvalidSetting
 
-__all__ = ["Budget", "allocate", "budget_tokens", "fixed_shares", "half_life_weights"]
+__all__ = [
+    "Budget",
+    "allocate",
+    "budget_tokens",
+    "decay_weights",
+    "fixed_shares",
+    "half_life_weights",
+]
 
 #: A budget: latent frames (a number), or "4084tok", or "512MiB" of both branches' K and V.
 Budget = float | str
@@ -31,15 +39,18 @@ def half_life_weights(window: int, half_life: float = 1.0) -> list[float]:
     """
     if window < 1:
         raise InvalidSetting(f"window is {window}, expected at least 1 history frame")
-    last = max(1, window - 1)
-    return decay_weights([min(d, last) for d in range(1, window + 1)], half_life)
+    return decay_weights(range(1, window + 1), half_life, last=window - 1)
 
 
-def decay_weights(distances: Sequence[int], half_life: float = 1.0) -> list[float]:
-    """`2^(-d / half_life)` for any distances: the kernel without a window."""
+def decay_weights(
+    distances: Sequence[int], half_life: float = 1.0, *, last: int | None = None
+) -> list[float]:
+    """`2^(-min(d, last) / half_life)` for any distances; without `last` the kernel has no window."""
     if not (half_life > 0 and math.isfinite(half_life)):
-        raise InvalidSetting(f"half_life is {half_life}, expected a finite number of frames above 0")
-    return [2.0 ** (-d / half_life) for d in distances]
+        raise InvalidSetting(
+            f"half_life is {half_life}, expected a finite number of frames above 0"
+        )
+    return [2.0 ** (-(d if last is None else min(d, last)) / half_life) for d in distances]
 
 
 def allocate(
@@ -157,25 +168,19 @@ def _water_fill(
             for n, m, w in zip(caps, floors, weights, strict=True)
         ]
 
-    rows = zip(caps, floors, weights, strict=True)
+    rows = list(zip(caps, floors, weights, strict=True))
     breaks = sorted({Fraction(0)} | {b / w for n, m, w in rows if w > 0 for b in (m, n)})
-    below = Fraction(0)
-    for level in breaks:
-        if sum(clipped(level)) > budget:
-            break
-        below = level
-    else:  # all weighted frames are full: what is left goes to frames of weight zero, newest first
+    index = bisect.bisect_right(breaks, budget, key=lambda level: sum(clipped(level)))
+    below = breaks[index - 1]
+    if index == len(breaks):  # every weighted frame is full: the rest goes to the weightless ones
         return _spill(clipped(below), caps, budget)
     base = clipped(below)
-    slope = sum(
-        w
-        for n, m, w in zip(caps, floors, weights, strict=True)
-        if w > 0 and m / w <= below < n / w
-    )
+    slope = sum(w for n, m, w in rows if w > 0 and m / w <= below < n / w)
     return clipped(below + (budget - sum(base)) / slope) if slope else base
 
 
 def _spill(counts: list[Fraction], caps: list[int], budget: int) -> list[Fraction]:
+    """Give what is left of the budget to the newest frames with room."""
     left = budget - sum(counts)
     for i, cap in enumerate(caps):
         extra = min(left, cap - counts[i])

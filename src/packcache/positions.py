@@ -10,6 +10,7 @@ What this module does not do: decide which tokens stay (policies) or hold them (
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -77,18 +78,80 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def advance_pairs(first: Tensor, second: Tensor, delta: float, freq: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn the temporal halves `[..., n]` of keys by `+delta` position units (methods 3.5, P2).
+@dataclass(frozen=True, kw_only=True)
+class Rotation:
+    """What a rebase must know of a model's rotary embedding.
 
-    `freq [n]` are the inverse frequencies of those pairs. Works in float32 (float64 for float64
-    keys or a delta beyond float32's reach) and returns the keys' own dtype, so the only error is one rounding.
+    `pairs [n]` are the indices of the rotary pairs that carry time (pair m is channels m and
+    m + D/2), `freq [n]` their inverse frequencies, `stride` the position units per latent frame.
     """
-    wide = first.dtype == torch.float64 or abs(delta) >= FLOAT64_FROM
-    angle = freq.double() * delta if wide else freq.float() * delta
-    work = torch.float64 if first.dtype == torch.float64 else torch.float32
+
+    pairs: Tensor
+    freq: Tensor
+    stride: int = 4
+
+    @classmethod
+    def mm_rope(cls, inv_freq: Tensor, stride: int = 4) -> Rotation:
+        """Lumos-1: a quarter of the pairs, those with m mod 16 in 0..3 (lumos1-spec 2.1, 2.3)."""
+        pairs = temporal_pairs(2 * len(inv_freq)).to(inv_freq.device)
+        return cls(pairs=pairs, freq=inv_freq[pairs], stride=stride)
+
+
+def advance_keys(keys: Tensor, frames: int, rotation: Rotation) -> Tensor:
+    """Keys `[..., D]` turned by `frames` latent frames on the temporal pairs; the rest untouched."""
+    out = keys.clone()
+    turned = _turn(_temporal(keys, rotation), frames, rotation)
+    half = keys.shape[-1] // 2
+    out[..., torch.cat((rotation.pairs, rotation.pairs + half))] = turned
+    return out
+
+
+class AnchorKeys:
+    """The anchors' keys of one branch, kept as committed on the channels that carry time.
+
+    A rebase turns the anchors forward instead of the window back, always from this copy, so that
+    rounding does not add up (methods 3.5, P2). Costs a quarter of the anchors' keys.
+    """
+
+    def __init__(self, rotation: Rotation) -> None:
+        self.rotation = rotation
+        self._layers: list[Tensor] = []
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self._layers)
+
+    def remember(self, keys: list[Tensor]) -> None:
+        """Take anchors that are new: keys `[H, A, D]` of each layer, earlier ones at the front."""
+        if not self._layers:
+            self._layers = [_temporal(k[:, :0], self.rotation) for k in keys]
+        known = self._layers[0].shape[1]
+        if keys[0].shape[1] > known:
+            self._layers = [
+                torch.cat((old, _temporal(k[:, known:], self.rotation)), dim=1)
+                for old, k in zip(self._layers, keys, strict=True)
+            ]
+
+    def advance(self, keys: list[Tensor], frames: int) -> None:
+        """Write the anchors, advanced by `frames` latent frames, into the heads of `keys [H, S, D]`."""
+        half = keys[0].shape[-1] // 2
+        channels = torch.cat((self.rotation.pairs, self.rotation.pairs + half))
+        for pristine, target in zip(self._layers, keys, strict=True):
+            target[:, : pristine.shape[1], channels] = _turn(pristine, frames, self.rotation)
+
+
+def _temporal(keys: Tensor, rotation: Rotation) -> Tensor:
+    """Copy of the temporal channels `[..., 2n]`: first halves of the pairs, then second halves."""
+    half = keys.shape[-1] // 2
+    return keys[..., torch.cat((rotation.pairs, rotation.pairs + half))]
+
+
+def _turn(temporal: Tensor, frames: int, rotation: Rotation) -> Tensor:
+    """Rotate temporal channels `[..., 2n]`; angles in float64, products in float32 or wider."""
+    angle = rotation.freq.double() * (frames * rotation.stride)
+    work = torch.promote_types(temporal.dtype, torch.float32)
     cos, sin = angle.cos().to(work), angle.sin().to(work)
-    a, b = first.to(work), second.to(work)
-    return (a * cos - b * sin).to(first.dtype), (b * cos + a * sin).to(first.dtype)
+    return rotate(temporal.to(work), cos, sin).to(temporal.dtype)
 
 
 def rebase_delta(

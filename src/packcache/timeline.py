@@ -182,6 +182,7 @@ class Timeline:
     entries: list[HeldFrame] = field(default_factory=list)
     logical_length: int = 0
     num_frames: int = 0
+    first_history: int = 0
     evicted_tokens: int = 0
 
     @property
@@ -214,6 +215,8 @@ class Timeline:
         self.entries.append(entry)
         self.logical_length += span.tokens
         self.num_frames += span.layout is not None
+        if span.role is Role.IMAGE:
+            self.first_history = self.num_frames
         return entry
 
     def slots(self) -> Iterator[tuple[HeldFrame, range]]:
@@ -234,7 +237,7 @@ class Timeline:
             )
         self.evicted_tokens += self.physical_length - len(wanted)
         kept: list[HeldFrame] = []
-        for entry, where in self.slots():
+        for entry, where in list(self.slots()):
             low, high = np.searchsorted(wanted, (where.start, where.stop))
             if low < high:
                 entry.held = entry.held[wanted[low:high] - where.start]

@@ -62,11 +62,33 @@ class LumosConfig:
             self.num_key_value_heads,
             self.model_parallel_size,
         )
-        _require(self.hidden_size % heads == 0, "hidden_size", self.hidden_size, f"a multiple of num_attention_heads {heads}")
-        _require(heads % kv == 0, "num_attention_heads", heads, f"a multiple of num_key_value_heads {kv}")
-        _require(self.head_dim % 32 == 0, "head size", self.head_dim, "a multiple of 32 (16 rotary pairs a group)")
-        _require(heads % parts == 0 and kv % parts == 0, "model_parallel_size", parts, f"a divisor of {heads} and {kv} heads")
-        _require(self.token_ids.video_hi <= self.vocab_size, "vocab_size", self.vocab_size, f"at least video_hi {self.token_ids.video_hi}")
+        _require(
+            self.hidden_size % heads == 0,
+            "hidden_size",
+            self.hidden_size,
+            f"a multiple of num_attention_heads {heads}",
+        )
+        _require(
+            heads % kv == 0, "num_attention_heads", heads, f"a multiple of num_key_value_heads {kv}"
+        )
+        _require(
+            self.head_dim % 32 == 0,
+            "head size",
+            self.head_dim,
+            "a multiple of 32 (16 rotary pairs a group)",
+        )
+        _require(
+            heads % parts == 0 and kv % parts == 0,
+            "model_parallel_size",
+            parts,
+            f"a divisor of {heads} and {kv} heads",
+        )
+        _require(
+            self.token_ids.video_hi <= self.vocab_size,
+            "vocab_size",
+            self.vocab_size,
+            f"at least video_hi {self.token_ids.video_hi}",
+        )
 
     @property
     def head_dim(self) -> int:
@@ -129,8 +151,16 @@ SIZES = {
         rms_norm_eps=1e-5,
         fsq_levels=(8, 4, 4),
         token_ids=TokenIds(
-            image_end=100, image_start=101, mask=103, sep=104, video_start=105, video_end=106,
-            new_line=109, size_zero=110, video_lo=144, video_hi=272,
+            image_end=100,
+            image_start=101,
+            mask=103,
+            sep=104,
+            video_start=105,
+            video_end=106,
+            new_line=109,
+            size_zero=110,
+            video_lo=144,
+            video_hi=272,
         ),
     ),
     "1b": _llama(2048, 8192, 16, 32, 8),

@@ -7,7 +7,9 @@ uniforms: one picks the token by inverse CDF, one is the noise on its confidence
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +18,20 @@ from torch import Tensor
 from packcache.errors import InvalidSetting
 from packcache.timeline import Ints
 
-__all__ = ["Sampling", "cosine_counts", "gumbel", "history_mask", "remask", "temperatures"]
+__all__ = [
+    "Draws",
+    "FrameDraws",
+    "Sampling",
+    "cosine",
+    "cosine_counts",
+    "gumbel",
+    "history_mask",
+    "philox_draws",
+    "pick",
+    "remask",
+    "stack_draws",
+    "temperatures",
+]
 
 KNOWN = torch.finfo(torch.float32).max
 _TINY = 1e-20
@@ -67,10 +82,15 @@ def history_mask(rows: int, row_length: int, ratio: float) -> Ints:
     return np.unique(np.clip(index, 0, length - 1)).astype(np.int32)
 
 
+def cosine(steps: int) -> Tensor:
+    """Share of tokens left masked after each step, `cos(pi/2 (s+1)/S)`, float32 `[S]`."""
+    ratio = (torch.arange(1, steps + 1, dtype=torch.float64) / steps).float()
+    return torch.cos(ratio * (math.pi / 2))
+
+
 def cosine_counts(tokens: int, steps: int) -> list[int]:
     """Raw number of tokens left masked after each step: `floor(N cos(pi/2 r))`, float32; ends at -1."""
-    ratio = (torch.arange(1, steps + 1, dtype=torch.float64) / steps).float()
-    return torch.floor(tokens * torch.cos(ratio * (math.pi / 2))).int().tolist()
+    return torch.floor(tokens * cosine(steps)).int().tolist()
 
 
 def temperatures(steps: int, start: float) -> list[float]:
@@ -96,3 +116,65 @@ def remask(selected: Tensor, noise: Tensor, num_mask: Tensor, temperature: float
     confidence = torch.log(selected.clamp_min(_TINY)) + temperature * noise
     cut = confidence.sort(dim=-1).values.gather(-1, num_mask)
     return confidence < cut
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameDraws:
+    """The randomness of one latent frame, `[..., S, N]` over steps and content positions.
+
+    `uniform` draws tokens by inverse CDF, `noise` is the Gumbel noise on confidences. `tokens`
+    (0-based codes) replaces the draw altogether, for replaying recorded runs.
+    """
+
+    uniform: Tensor
+    noise: Tensor
+    tokens: Tensor | None = None
+
+
+class Draws(Protocol):
+    """Randomness by prompt number and latent frame."""
+
+    def __call__(self, prompt: int, frame: int, /) -> FrameDraws: ...
+
+
+def philox_draws(seeds: Sequence[int], steps: int, positions: int) -> Draws:
+    """Counter-based draws keyed by (seed, latent frame): float32 uniforms `[S, N, 2]`.
+
+    They depend on nothing else, so policies share their noise, runs repeat and resume, and a
+    batch draws what its prompts would draw alone (DESIGN 5).
+    """
+    for seed in seeds:
+        if not 0 <= seed < 1 << 64:
+            raise InvalidSetting(f"seed is {seed}, expected a whole number from 0 to 2^64 - 1")
+
+    def draw(prompt: int, frame: int) -> FrameDraws:
+        key = np.array([seeds[prompt], frame], dtype=np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key))
+        uniforms = torch.from_numpy(generator.random((steps, positions, 2), dtype=np.float32))
+        return FrameDraws(uniform=uniforms[..., 0], noise=gumbel(uniforms[..., 1]))
+
+    return draw
+
+
+def stack_draws(draws: Sequence[FrameDraws], device: torch.device) -> FrameDraws:
+    """Several prompts' draws as one, `[B, S, N]`, copied to the device once a frame."""
+    tokens = [d.tokens for d in draws if d.tokens is not None]
+    return FrameDraws(
+        uniform=torch.stack([d.uniform for d in draws]).to(device),
+        noise=torch.stack([d.noise for d in draws]).to(device),
+        tokens=torch.stack(tokens).to(device) if tokens else None,
+    )
+
+
+def pick(
+    probs: Tensor, draws: FrameDraws, step: int, chosen: Tensor, *, greedy: bool = False
+) -> Tensor:
+    """A code for each chosen position, int64 `[B, rows]`, from probabilities `[B, rows, codes]`."""
+    if draws.tokens is not None:
+        return draws.tokens[:, step].gather(1, chosen)
+    if greedy:
+        return probs.argmax(dim=-1)
+    cdf = probs.cumsum(dim=-1)
+    uniform = draws.uniform[:, step].gather(1, chosen)[..., None]
+    codes = torch.searchsorted(cdf, uniform * cdf[..., -1:], right=True)[..., 0]
+    return codes.clamp_max(probs.shape[-1] - 1)

@@ -1,0 +1,295 @@
+"""FrameCache: timeline, policy and stores of one clip; the one object a model sees.
+
+    cache = FrameCache(PackCache(), layers=6, kv_heads=3, head_dim=64, layout=layout, text=(13, 3))
+    cache.open(Span.text(13)); forward; cache.commit()              # once
+    cache.open(Span.of_frame(Role.HISTORY, 0, layout))              # a latent frame begins
+    forward; cache.rollback()                                       # any number of drafts
+    forward; cache.commit(visible=..., ids=...)                     # the one forward that stays
+
+During a forward the attention calls `update(layer, k, v, branch)` and attends to what it returns,
+without a mask: everything held and the open frame itself. Tokens leave only inside `commit`.
+Sources: DESIGN 2, 4 and 6; lumos1-spec 4.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from packcache.errors import CacheStateError, InvalidSetting
+from packcache.policies import Policy
+from packcache.positions import AnchorKeys, PositionMode, RebaseRule, Rotation, rebase_delta
+from packcache.store import KVStore
+from packcache.timeline import FrameLayout, HeldFrame, Ints, Role, Span, Timeline
+
+__all__ = ["FrameCache", "TrainedRangeWarning"]
+
+#: An unbounded cache grows by this many latent frames, or by a quarter if that is more.
+_GROWTH = 16
+
+
+class TrainedRangeWarning(UserWarning):
+    """Window and sinks together leave the temporal range the model was trained on."""
+
+
+class FrameCache:
+    """A bounded KV cache for video that is generated latent frame by latent frame.
+
+    Args:
+        policy: which tokens stay at a commit.
+        layers, kv_heads, head_dim, dtype, device: of the K/V it holds.
+        layout: the token layout of a latent frame.
+        text: prefix tokens of each branch, the conditional one first, e.g. (13, 3) or (13,).
+            Everything after the prefix is shared: timeline, kept set, rebase.
+        visible_tokens: tokens of a committed frame that are not re-masked (default: all).
+        rotation: needed for `positions="rebase"`; None is allowed with "absolute" only.
+        positions: "absolute", or "rebase" to advance the anchors (DESIGN 4.5).
+        rebase: "trained" as far as the trained range demands, "slide" at every slide (the paper).
+        trained_latent_frames: F, the longest clip the model saw; None never rebases.
+
+    Raises InvalidSetting for a budget that does not fit the window; warns `TrainedRangeWarning`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        layout: FrameLayout,
+        text: Sequence[int],
+        visible_tokens: int | None = None,
+        rotation: Rotation | None = None,
+        positions: PositionMode = "rebase",
+        rebase: RebaseRule = "trained",
+        trained_latent_frames: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _check_modes(positions, rebase, rotation)
+        self.policy, self.layout, self.text = policy, layout, tuple(text)
+        self.rotation = rotation if positions == "rebase" else None
+        self.rebase, self.trained_latent_frames = rebase, trained_latent_frames
+        self.timeline = Timeline()
+        self.stores = [
+            KVStore(layers=layers, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, device=device)
+            for _ in self.text
+        ]
+        self.token_bytes = self.stores[0].slot_bytes * len(self.stores)
+        self.budget = policy.budget_for(layout.tokens, visible_tokens, self.token_bytes)
+        self.delta = 0
+        self._open: list[Span] = []
+        self._anchors: list[AnchorKeys] = []
+        if self.rotation is not None:
+            self._anchors = [AnchorKeys(self.rotation) for _ in self.stores]
+            self._warn_if_out_of_range()
+
+    # --- what a model calls -----------------------------------------------------------------
+
+    def open(self, *spans: Span) -> None:
+        """Begin a text prefix, a latent frame, or a chunk of frames; rebases the anchors if due."""
+        if self._open:
+            raise CacheStateError(f"{_name(self._open)} is still open: commit it first")
+        if not spans:
+            raise CacheStateError("open() needs at least one span")
+        self._open = list(spans)
+        if spans[0].layout is not None:
+            self._advance_anchors(spans[0].frame)
+        for branch, store in enumerate(self.stores):
+            draft = sum(self._tokens(span, branch) for span in spans)
+            store.reserve(self._capacity(store, draft, spans[0].role))
+            store.open(draft)
+
+    def update(
+        self, layer: int, keys: Tensor, values: Tensor, branch: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Write the open frame's K and V `[H, L, D]`; returns views `[H, S + L, D]` to attend to.
+
+        Keys are given already rotated by their absolute position.
+        """
+        if not self._open:
+            raise CacheStateError("update without an open frame: call open(span) first")
+        return self.stores[branch].update(layer, keys, values)
+
+    def rollback(self) -> None:
+        """Forget the draft; the frame stays open for the next forward."""
+        for store in self.stores:
+            store.rollback()
+
+    def commit(self, *, visible: NDArray[np.bool_] | None = None, ids: Ints | None = None) -> None:
+        """The last forward stays, then the policy evicts. `visible` and `ids` as in `Span.of_frame`.
+
+        With several open spans give `visible` and `ids` to the spans themselves.
+        """
+        if not self._open:
+            raise CacheStateError("commit without an open frame: call open(span) first")
+        if not all(store.complete for store in self.stores):
+            raise CacheStateError(
+                f"commit of {_name(self._open)} without a forward of every layer and branch since "
+                "the last rollback: run the commit forward first"
+            )
+        for store in self.stores:
+            store.commit()
+        for span in self._open:
+            self._append(_completed(span, visible, ids))
+        self._open = []
+        self._evict()
+        self._remember_pristine()
+
+    # --- what anyone may ask ----------------------------------------------------------------
+
+    @property
+    def logical_length(self) -> int:
+        """Tokens ever committed, conditional branch."""
+        return self.timeline.logical_length
+
+    @property
+    def physical_length(self) -> int:
+        """Tokens held, conditional branch."""
+        return self.timeline.physical_length
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the committed tokens' K and V, all branches, pristine anchor copies included."""
+        held = sum(store.length * store.slot_bytes for store in self.stores)
+        return held + self._anchor_bytes()
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes allocated."""
+        held = sum(store.capacity * store.slot_bytes for store in self.stores)
+        return held + self._anchor_bytes()
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers: lengths, bytes, tokens kept per history frame, rebase."""
+        return {
+            "policy": repr(self.policy),
+            "logical_length": self.logical_length,
+            "physical_length": self.physical_length,
+            "latent_frames": self.timeline.num_frames,
+            "kept": self.timeline.counts(),
+            "budget_tokens": self.budget,
+            "kv_bytes": self.kv_bytes,
+            "capacity_bytes": self.capacity_bytes,
+            "metadata_bytes": self.timeline.metadata_bytes,
+            "rebase_frames": self.delta,
+        }
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _tokens(self, span: Span, branch: int) -> int:
+        return self.text[branch] if span.role is Role.TEXT else span.tokens
+
+    def _capacity(self, store: KVStore, draft: int, role: Role) -> int:
+        """Slots to reserve: all that a bounded policy will ever need, or room to grow."""
+        needed = store.length + draft
+        if needed <= store.capacity or role.is_anchor:
+            return needed
+        bound = self.policy.max_history(self.layout.tokens, self.budget)
+        if bound is None:
+            return needed + max(_GROWTH * self.layout.tokens, store.length // 4)
+        anchors = store.length - sum(self.timeline.counts().values())
+        return max(needed, anchors + bound + draft)
+
+    def _append(self, span: Span) -> None:
+        if span.role is Role.TEXT and span.tokens != self.text[0]:
+            raise InvalidSetting(f"text has {span.tokens} tokens, expected {self.text[0]}")
+        frames = [e.span for e in self.timeline.entries if e.span.layout is not None]
+        before = frames[-1] if frames else None
+        self.timeline.append(span, self.policy.rank(span, before))
+
+    def _evict(self) -> None:
+        slots = self.policy.plan(self.timeline, self.budget)
+        if len(slots) == self.physical_length:
+            return
+        self.timeline.keep(slots)
+        kept = torch.tensor(slots, dtype=torch.int64)
+        for length, store in zip(self.text, self.stores, strict=True):
+            shift = self.text[0] - length  # this branch has that many text tokens less
+            store.keep(torch.cat((torch.arange(length), kept[self.text[0] :] - shift)))
+
+    def _advance_anchors(self, frame: int) -> None:
+        """Turn anchors and sinks to where rebase says, each from its pristine copy."""
+        if not self._anchors:
+            return
+        sinks, rest = self._split_history()
+        delta = rebase_delta(
+            frame=frame,
+            oldest_distance=frame - rest[-1].span.frame if rest else 0,
+            sinks=len(sinks),
+            trained_latent_frames=self.trained_latent_frames,
+            rule=self.rebase,
+        )
+        if delta == self.delta:
+            return
+        self.delta = delta
+        for anchors, store in zip(self._anchors, self.stores, strict=True):
+            anchors.advance([store.keys(i) for i in range(store.layers)], delta)
+
+    def _remember_pristine(self) -> None:
+        """Copy the temporal channels of new anchors and sinks, which are the head of the sequence."""
+        sinks, _ = self._split_history()
+        fixed = sum(e.count for e in (*self.timeline.anchors, *sinks))
+        for length, anchors, store in zip(self.text, self._anchors, self.stores, strict=False):
+            count = fixed - self.text[0] + length
+            anchors.remember([store.keys(i)[:, :count] for i in range(store.layers)])
+
+    def _split_history(self) -> tuple[list[HeldFrame], list[HeldFrame]]:
+        """Sinks and the other history frames, newest first."""
+        history = self.timeline.history
+        sinks = [e for e in history if self.policy.is_sink(self.timeline, e)]
+        return sinks, [e for e in history if not self.policy.is_sink(self.timeline, e)]
+
+    def _anchor_bytes(self) -> int:
+        return sum(anchors.nbytes for anchors in self._anchors)
+
+    def _warn_if_out_of_range(self) -> None:
+        trained, reach = self.trained_latent_frames, self.policy.reach
+        bounded = self.policy.max_history(self.layout.tokens, self.budget) is not None
+        if trained is None or not bounded:
+            return
+        held = None if reach is None else reach + self.policy.num_sinks
+        if held is None or held > trained - 2:
+            warnings.warn(
+                f"{self.policy!r} holds {'any number of' if held is None else held} latent frames "
+                f"of history, but the model was trained on {trained} latent frames, which leaves "
+                f"room for {trained - 2} beside the image and the current one: later frames leave "
+                "the trained range whatever is rebased; use a smaller window or fewer sinks",
+                TrainedRangeWarning,
+                stacklevel=3,
+            )
+
+
+def _check_modes(mode: PositionMode, rule: RebaseRule, rotation: Rotation | None) -> None:
+    for name, value, known in (("positions", mode, PositionMode), ("rebase", rule, RebaseRule)):
+        if value not in get_args(known):
+            raise InvalidSetting(f"{name} is {value!r}, expected {' or '.join(get_args(known))}")
+    if mode == "rebase" and rotation is None:
+        raise InvalidSetting(
+            "positions='rebase' must know the rotary pairs that carry time: give rotation=..., "
+            "or use positions='absolute'"
+        )
+
+
+def _completed(span: Span, visible: NDArray[np.bool_] | None, ids: Ints | None) -> Span:
+    """The span with what only the commit knows."""
+    if span.layout is None or (visible is None and ids is None):
+        return span
+    known = {"visible": visible, "ids": ids}
+    return Span.of_frame(
+        span.role,
+        span.frame,
+        span.layout,
+        **{k: getattr(span, k) if v is None else v for k, v in known.items()},
+    )
+
+
+def _name(spans: Sequence[Span]) -> str:
+    return "text" if spans[0].layout is None else f"latent frame {spans[0].frame}"

@@ -1,0 +1,388 @@
+"""The decoding loop: a generator that yields one result per latent frame (lumos1-spec 5).
+
+    for result in decode(model, [prefix], layout=layout, latents=13, policy=PackCache(), ...):
+        result.codes, result.seconds, result.kept, result.kv_bytes
+
+Per latent frame: S drafts (both branches at once), the decided tokens, one commit. The rows of a
+forward are branches: prompt 0 conditional, prompt 0 unconditional, prompt 1 conditional, ...
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from packcache.cache import FrameCache
+from packcache.errors import GenerationError, InvalidSetting
+from packcache.lumos import schedule
+from packcache.lumos.model import Attend, Lumos
+from packcache.lumos.schedule import Draws, Sampling
+from packcache.lumos.vocab import Prefix, Vocab
+from packcache.policies import FullCache, Policy
+from packcache.positions import PositionMode, RebaseRule, Rotation, text_positions
+from packcache.timeline import FrameLayout, Role, Span
+
+__all__ = ["CachedAttention", "Decoder", "FrameResult", "Step", "decode"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameResult:
+    """One finished latent frame and what it cost.
+
+    `ids [B, P]` are its clean tokens, `codes [B, rows, cols]` the codec's view of them. `seconds`
+    covers all steps, the commit and packing. `kept` maps history frames to the tokens they hold
+    after the commit; `kv_bytes` and `capacity_bytes` sum over the prompts.
+    """
+
+    frame: int
+    ids: Tensor
+    codes: Tensor
+    given: bool
+    seconds: float
+    kept: dict[int, int]
+    kv_bytes: int
+    capacity_bytes: int
+    logical_length: int
+    physical_length: int
+    rebase_frames: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """What one denoising step saw and chose, `[B, rows]` at content `positions`.
+
+    `tokens` entered the step, `known` were decided before, `sampled` are the draws (also where
+    known), `selected` their probabilities, `logits [B, rows, codes]` are guided.
+    """
+
+    frame: int
+    step: int
+    positions: Tensor
+    tokens: Tensor
+    known: Tensor
+    sampled: Tensor
+    selected: Tensor
+    num_mask: Tensor
+    temperature: float
+    logits: Tensor
+
+
+class CachedAttention:
+    """Attention of an open frame over everything held and itself: one unmasked call per branch."""
+
+    def __init__(self, caches: Sequence[FrameCache], branches: int) -> None:
+        self.rows = [(cache, branch) for cache in caches for branch in range(branches)]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        for row, (cache, branch) in enumerate(self.rows):
+            keys, values = cache.update(layer, k[row], v[row], branch)
+            out[row] = grouped_attention(q[row], keys, values)
+        return out
+
+
+def grouped_attention(q: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
+    """Unmasked attention of q `[H, L, D]` over `[KV, S, D]`; the heads of a group share their keys.
+
+    Without a mask the queries of a group can lie behind one another, `[KV, H/KV * L, D]`, so no
+    key is repeated. A causal call has one query a key and repeats nothing either way.
+    """
+    kv_heads = keys.shape[0]
+    if causal:
+        group = q.shape[0] // kv_heads
+        keys, values = (x.repeat_interleave(group, dim=0) for x in (keys, values))
+        return F.scaled_dot_product_attention(q[None], keys[None], values[None], is_causal=True)[0]
+    stacked = q.reshape(1, kv_heads, -1, q.shape[-1])
+    out = F.scaled_dot_product_attention(stacked, keys[None], values[None])
+    return out.view(q.shape)
+
+
+class Decoder:
+    """The state of one call: caches of B prompts, the frames made so far, the sampler.
+
+    Args:
+        prefixes: one per prompt.
+        draws: `draws(prompt, frame)` gives that frame's randomness.
+        on_step: called with every `Step`; for tests and inspection.
+        all_rows: run the head on decided positions as well (slower, same tokens).
+    """
+
+    def __init__(
+        self,
+        model: Lumos,
+        prefixes: Sequence[Prefix],
+        *,
+        layout: FrameLayout,
+        sampling: Sampling,
+        policy: Policy | None = None,
+        draws: Draws,
+        positions: PositionMode = "rebase",
+        rebase: RebaseRule = "trained",
+        on_step: Callable[[Step], None] | None = None,
+        all_rows: bool = False,
+    ) -> None:
+        if not prefixes:
+            raise InvalidSetting("no prompt: expected at least one")
+        self.model, self.prefixes, self.layout, self.sampling = model, prefixes, layout, sampling
+        self.draws, self.on_step, self.all_rows = draws, on_step, all_rows
+        self.vocab = Vocab(model.config)
+        self.branches = 1 if sampling.guidance == 1 else 2
+        self.history = schedule.history_mask(
+            layout.rows, layout.row_length, sampling.history_mask_ratio
+        )
+        self.visible = np.ones(layout.tokens, dtype=bool)
+        self.visible[layout.header + self.history] = False
+        self.counts = schedule.cosine_counts(layout.content, sampling.steps)
+        self.temperatures = schedule.temperatures(sampling.steps, sampling.temperature)
+        self.device = model.lm_head.weight.device
+        self.content = self.vocab.content(layout).to(self.device)
+        self.caches = [
+            self._cache(prefix, policy or FullCache(), positions, rebase) for prefix in prefixes
+        ]
+        self.attend = CachedAttention(self.caches, self.branches)
+        self.frame = 0
+        self.generated = 0
+
+    def _cache(
+        self, prefix: Prefix, policy: Policy, positions: PositionMode, rebase: RebaseRule
+    ) -> FrameCache:
+        config = self.model.config
+        return FrameCache(
+            policy,
+            layers=config.num_hidden_layers,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            layout=self.layout,
+            text=prefix.lengths[: self.branches],
+            visible_tokens=int(self.visible.sum()),
+            rotation=Rotation.mm_rope(self.model.inv_freq, config.compression[0]),
+            positions=positions,
+            rebase=rebase,
+            trained_latent_frames=config.trained_latent_frames,
+            dtype=self.model.lm_head.weight.dtype,
+            device=self.device,
+        )
+
+    # --- the three kinds of forward ---------------------------------------------------------
+
+    @torch.inference_mode()
+    def prefill(self) -> None:
+        """Commit the text prefix of every branch; the only causal attention there is."""
+        for cache, prefix in zip(self.caches, self.prefixes, strict=True):
+            cache.open(Span.text(len(prefix.ids)))
+            for branch in range(self.branches):
+                ids = torch.tensor([prefix.branch(branch)], device=self.device)
+                rotary = self.model.rotary(text_positions(0, ids.shape[1]).to(self.device))
+                self.model(ids, rotary, causal_attention(cache, branch))
+            cache.commit()
+
+    @torch.inference_mode()
+    def give(self, codes: Tensor) -> FrameResult:
+        """Commit a given latent frame, codes `[B, rows, cols]`, clean; the first is the anchor."""
+        start = time.perf_counter()
+        ids = torch.stack([self.vocab.frame(self.layout, c) for c in codes])
+        self._open(Role.IMAGE if self.frame == 0 else Role.HISTORY)
+        self._forward(ids.to(self.device), self._rotary())
+        self._commit(ids, visible=None)
+        return self._result(ids, start, given=True)
+
+    @torch.inference_mode()
+    def generate(self) -> FrameResult:
+        """Decide the next latent frame step by step, then commit it re-masked."""
+        start = time.perf_counter()
+        self._open(Role.HISTORY)
+        rotary = self._rotary()
+        blank = self.vocab.frame(self.layout)
+        ids = blank.expand(len(self.caches), -1).clone().to(self.device)
+        self._denoise(ids, rotary)
+        finished = ids.cpu()
+        self._forward(
+            self.vocab.remask(self.layout, finished, self.history).to(self.device), rotary
+        )
+        self._commit(finished, visible=self.visible)
+        self.generated += 1
+        return self._result(finished, start, given=False)
+
+    # --- one frame --------------------------------------------------------------------------
+
+    def _open(self, role: Role) -> None:
+        for cache in self.caches:
+            cache.open(Span.of_frame(role, self.frame, self.layout))
+
+    def _rotary(self) -> tuple[Tensor, Tensor]:
+        """cos and sin `[G, 1, P, D/2]` of the open frame in every branch."""
+        tables = [
+            self.model.rotary(
+                self.vocab.frame_positions(length, self.frame, self.layout).to(self.device)
+            )
+            for prefix in self.prefixes
+            for length in prefix.lengths[: self.branches]
+        ]
+        cos, sin = zip(*tables, strict=True)
+        return torch.stack(cos)[:, None], torch.stack(sin)[:, None]
+
+    def _forward(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Hidden states `[B, branches, P, hidden]` of frames `[B, P]`."""
+        rows = ids.repeat_interleave(self.branches, dim=0)
+        return self.model(rows, rotary, self.attend).unflatten(0, (-1, self.branches))
+
+    def _denoise(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
+        """Fill the content of `ids [B, P]` in place."""
+        steps = self.sampling.steps
+        draws = schedule.stack_draws(
+            [self.draws(prompt, self.frame) for prompt in range(len(self.caches))], self.device
+        )
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
+        rows = self.layout.content
+        for step in range(steps):
+            tokens = ids[:, self.content]
+            hidden = self._forward(ids, rotary)
+            for cache in self.caches:
+                cache.rollback()
+            known = tokens != self.vocab.ids.mask
+            chosen = known.long().argsort(dim=1, stable=True)  # undecided positions first
+            chosen = chosen[:, : self.layout.content if self.all_rows else rows]
+            logits = self._guided(hidden, chosen)
+            new, selected = self._choose(logits, tokens, known, chosen, draws, step)
+            finite &= selected.isfinite().all()
+            if step < steps - 1:
+                new = self._remask(new, selected, known, draws, step)
+            ids[:, self.content] = new
+            rows = max(1, self.counts[step])
+        if not finite:
+            raise GenerationError(
+                f"NaN or infinite logits in latent frame {self.frame}: the weights or the dtype "
+                "are broken; try float32, or check the weights with their source"
+            )
+
+    def _guided(self, hidden: Tensor, chosen: Tensor) -> Tensor:
+        """Guided float32 logits `[B, rows, codes]` at the chosen content positions."""
+        where = self.content[chosen]  # [B, rows]
+        index = where[:, None, :, None].expand(-1, self.branches, -1, hidden.shape[-1])
+        ids = self.vocab.ids
+        logits = self.model.head(hidden.gather(2, index), ids.video_lo, ids.video_hi)
+        if self.branches == 1:
+            return logits[:, 0]
+        return self.sampling.guidance * (logits[:, 0] - logits[:, 1]) + logits[:, 1]
+
+    def _choose(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        known: Tensor,
+        chosen: Tensor,
+        draws: schedule.FrameDraws,
+        step: int,
+    ) -> tuple[Tensor, Tensor]:
+        """New tokens `[B, N]` and the probability of each (`KNOWN` where decided before)."""
+        probs = logits.softmax(dim=-1)
+        codes = schedule.pick(probs, draws, step, chosen, greedy=self.sampling.greedy)
+        picked = probs.gather(-1, codes[..., None])[..., 0]
+        was_known = known.gather(1, chosen)
+        drawn = codes + self.vocab.ids.video_lo
+        drawn = torch.where(was_known, tokens.gather(1, chosen), drawn)
+        picked = torch.where(was_known, schedule.KNOWN, picked)
+        new = tokens.scatter(1, chosen, drawn)
+        selected = torch.full(tokens.shape, schedule.KNOWN, device=self.device)
+        selected.scatter_(1, chosen, picked)
+        if self.on_step:
+            self.on_step(
+                Step(
+                    frame=self.frame,
+                    step=step,
+                    positions=chosen,
+                    tokens=tokens.gather(1, chosen),
+                    known=was_known,
+                    sampled=codes + self.vocab.ids.video_lo,
+                    selected=picked,
+                    num_mask=self._num_mask(known, step),
+                    temperature=self._temperature(step),
+                    logits=logits,
+                )
+            )
+        return new, selected
+
+    def _remask(
+        self,
+        new: Tensor,
+        selected: Tensor,
+        known: Tensor,
+        draws: schedule.FrameDraws,
+        step: int,
+    ) -> Tensor:
+        back = schedule.remask(
+            selected, draws.noise[:, step], self._num_mask(known, step), self._temperature(step)
+        )
+        return torch.where(back, self.vocab.ids.mask, new)
+
+    def _num_mask(self, known: Tensor, step: int) -> Tensor:
+        """Rank of the cut `[B, 1]`: the schedule, at least 1, and at least one token decided."""
+        unknown = (~known).sum(dim=1, keepdim=True)
+        return (unknown - 1).clamp_max(self.counts[step]).clamp_min(1)
+
+    def _temperature(self, step: int) -> float:
+        """Upstream never resets it: 0 from the second generated frame on (lumos1-spec 5.5.1)."""
+        fresh = self.generated == 0 or self.sampling.reset_temperature
+        return self.temperatures[step] if fresh else 0.0
+
+    def _commit(self, ids: Tensor, visible: np.ndarray | None) -> None:
+        for cache, frame in zip(self.caches, ids, strict=True):
+            cache.commit(visible=visible, ids=frame.numpy().astype(np.int32))
+
+    def _result(self, ids: Tensor, start: float, *, given: bool) -> FrameResult:
+        first = self.caches[0]
+        result = FrameResult(
+            frame=self.frame,
+            ids=ids,
+            codes=self.vocab.codes(self.layout, ids),
+            given=given,
+            seconds=time.perf_counter() - start,
+            kept=first.timeline.counts(),
+            kv_bytes=sum(cache.kv_bytes for cache in self.caches),
+            capacity_bytes=sum(cache.capacity_bytes for cache in self.caches),
+            logical_length=first.logical_length,
+            physical_length=first.physical_length,
+            rebase_frames=first.delta,
+        )
+        self.frame += 1
+        return result
+
+
+def causal_attention(cache: FrameCache, branch: int) -> Attend:
+    """Attention of a text prefix, the first thing in its cache: causal, one branch."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = cache.update(layer, k[0], v[0], branch)
+        return grouped_attention(q[0], keys, values, causal=True)[None]
+
+    return attend
+
+
+def decode(
+    model: Lumos,
+    prefixes: Sequence[Prefix],
+    *,
+    latents: int | None,
+    given: Tensor | None = None,
+    **settings: object,
+) -> Iterator[FrameResult]:
+    """Latent frames one by one: the given ones first, then generated ones up to `latents` in all.
+
+    Args:
+        prefixes: B prompts with their headers.
+        latents: latent frames in all, given ones included; None goes on for ever.
+        given: codes `[B, t, rows, cols]` of given latent frames (image-to-video: t = 1), or None.
+        settings: as for `Decoder`.
+    """
+    decoder = Decoder(model, prefixes, **settings)  # type: ignore[arg-type]
+    decoder.prefill()
+    for codes in () if given is None else given.unbind(1):
+        yield decoder.give(codes)
+    while latents is None or decoder.frame < latents:
+        yield decoder.generate()

@@ -1,0 +1,130 @@
+"""K/V memory of one branch, all layers: preallocated, written in place, packed in place.
+
+    [ committed tokens | draft | free ]
+
+A draft overwrites the draft region; a commit moves the fence behind it; `keep` closes the gaps.
+Knows nothing of roles, frames or policies. Axes: H key/value heads, S slots, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from packcache.errors import CacheStateError
+
+__all__ = ["KVStore"]
+
+
+class KVStore:
+    """Keys and values `[H, capacity, D]` of each layer of one branch."""
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.layers, self.kv_heads, self.head_dim = layers, kv_heads, head_dim
+        self.dtype, self.device = dtype, torch.device(device)
+        self.length = 0
+        self.draft = 0
+        self._keys = [self._empty(0) for _ in range(layers)]
+        self._values = [self._empty(0) for _ in range(layers)]
+        self._written = [False] * layers
+
+    def _empty(self, capacity: int) -> Tensor:
+        size = (self.kv_heads, capacity, self.head_dim)
+        return torch.empty(size, dtype=self.dtype, device=self.device)
+
+    @property
+    def capacity(self) -> int:
+        """Slots allocated."""
+        return self._keys[0].shape[1]
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one token over all layers, K and V."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` slots; committed tokens are carried over, one layer at a time."""
+        if capacity <= self.capacity:
+            return
+        for tensors in (self._keys, self._values):
+            for layer, old in enumerate(tensors):
+                new = self._empty(capacity)
+                new[:, : self.length] = old[:, : self.length]
+                tensors[layer] = new
+
+    def open(self, draft: int) -> None:
+        """Expect `draft` tokens behind the committed ones from every layer."""
+        if self.length + draft > self.capacity:
+            raise CacheStateError(
+                f"{self.length} committed + {draft} draft tokens exceed the capacity {self.capacity}"
+            )
+        self.draft = draft
+        self.rollback()
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a layer's draft `[H, draft, D]`; returns views of all K and V to attend to."""
+        expected = (self.kv_heads, self.draft, self.head_dim)
+        if tuple(keys.shape) != expected or tuple(values.shape) != expected:
+            raise CacheStateError(
+                f"keys {tuple(keys.shape)} and values {tuple(values.shape)}, "
+                f"expected {expected} (heads, opened tokens, head size)"
+            )
+        if keys.dtype != self.dtype or values.dtype != self.dtype:
+            raise CacheStateError(
+                f"keys are {keys.dtype}, expected {self.dtype} as the cache holds"
+            )
+        end = self.length + self.draft
+        self._keys[layer][:, self.length : end] = keys
+        self._values[layer][:, self.length : end] = values
+        self._written[layer] = True
+        return self._keys[layer][:, :end], self._values[layer][:, :end]
+
+    def rollback(self) -> None:
+        """Forget the draft: it must be written again before a commit."""
+        self._written = [False] * self.layers
+
+    @property
+    def complete(self) -> bool:
+        """Has every layer written the draft since it was opened or rolled back?"""
+        return all(self._written)
+
+    def commit(self) -> None:
+        """The draft stays."""
+        if not self.complete:
+            missing = [i for i, written in enumerate(self._written) if not written]
+            raise CacheStateError(
+                f"commit without a forward: layers {missing} wrote no K/V since the last rollback"
+            )
+        self.length += self.draft
+        self.draft = 0
+        self.rollback()
+
+    def keep(self, slots: Tensor) -> None:
+        """Hold only these slots (int64, ascending), in order. Peak extra memory: one layer's kept tail."""
+        count = len(slots)
+        moved = int((slots == torch.arange(count, device=slots.device)).sum())  # untouched head
+        tail = slots[moved:].to(self.device)
+        for tensor in (*self._keys, *self._values):
+            tensor[:, moved:count] = tensor.index_select(1, tail)
+        self.length = count
+
+    def keys(self, layer: int) -> Tensor:
+        """Committed keys `[H, S, D]`, a view."""
+        return self._keys[layer][:, : self.length]
+
+    def values(self, layer: int) -> Tensor:
+        """Committed values `[H, S, D]`, a view."""
+        return self._values[layer][:, : self.length]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((self.keys(i), self.values(i)) for i in range(self.layers))
