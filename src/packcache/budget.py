@@ -45,7 +45,7 @@ def half_life_weights(window: int, half_life: float = 1.0) -> list[float]:
 def decay_weights(
     distances: Sequence[int], half_life: float = 1.0, *, last: int | None = None
 ) -> list[float]:
-    """`2^(-min(d, last) / half_life)` for any distances; without `last` the kernel has no window."""
+    """`2^(-min(d, last) / half_life)` for any distances; no `last`: the kernel has no window."""
     if not (half_life > 0 and math.isfinite(half_life)):
         raise InvalidSetting(
             f"half_life is {half_life}, expected a finite number of frames above 0"
@@ -95,7 +95,8 @@ def fixed_shares(
 ) -> list[int]:
     """`k_d = n * w_d` of a whole frame's n tokens, capped at what is held, nothing redistributed.
 
-    The literal reading of paper Eq. 7 (methods 1.3). Rounded by largest remainder, ties to the newer frame.
+    The literal reading of paper Eq. 7 (methods 1.3). Rounded by largest remainder, ties to the
+    newer frame.
     """
     exact = [frame_tokens * Fraction(w) for w in weights]
     counts = _largest_remainder(exact, [frame_tokens] * len(exact), math.floor(sum(exact)))
@@ -119,7 +120,7 @@ def budget_tokens(
             'or a string such as "4084tok" or "512MiB"'
         )
     else:
-        tokens = math.floor(budget * frame_tokens)
+        tokens = math.floor(Fraction(str(budget)) * frame_tokens)  # as written: 0.57 of 100 is 57
     if tokens < 1:
         raise InvalidSetting(f"budget {budget} is below one token: give more")
     return tokens
@@ -158,7 +159,7 @@ def _check(
 def _water_fill(
     caps: list[int], floors: list[int], weights: list[Fraction], budget: int
 ) -> list[Fraction]:
-    """The real-valued solution: find lambda on the piecewise linear F(lambda) = sum clip(lambda w)."""
+    """The real-valued solution: lambda on the piecewise linear F(lambda) = sum clip(lambda w)."""
     if sum(caps) <= budget:
         return [Fraction(n) for n in caps]
 

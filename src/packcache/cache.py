@@ -76,7 +76,8 @@ class FrameCache:
         _check_modes(positions, rebase, rotation)
         self.policy, self.layout, self.text = policy, layout, tuple(text)
         self.rotation = rotation if positions == "rebase" else None
-        self.rebase, self.trained_latent_frames = rebase, trained_latent_frames
+        self.rebase: RebaseRule = rebase
+        self.trained_latent_frames = trained_latent_frames
         self.timeline = Timeline()
         self.stores = [
             KVStore(layers=layers, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, device=device)
@@ -99,6 +100,7 @@ class FrameCache:
             raise CacheStateError(f"{_name(self._open)} is still open: commit it first")
         if not spans:
             raise CacheStateError("open() needs at least one span")
+        self._check_order(spans)
         self._open = list(spans)
         if spans[0].layout is not None:
             self._advance_anchors(spans[0].frame)
@@ -124,7 +126,7 @@ class FrameCache:
             store.rollback()
 
     def commit(self, *, visible: NDArray[np.bool_] | None = None, ids: Ints | None = None) -> None:
-        """The last forward stays, then the policy evicts. `visible` and `ids` as in `Span.of_frame`.
+        """The last forward stays, then the policy evicts; `visible`, `ids` as in `Span.of_frame`.
 
         With several open spans give `visible` and `ids` to the spans themselves.
         """
@@ -135,10 +137,11 @@ class FrameCache:
                 f"commit of {_name(self._open)} without a forward of every layer and branch since "
                 "the last rollback: run the commit forward first"
             )
+        ranked = self._ranked([_completed(span, visible, ids) for span in self._open])
         for store in self.stores:
             store.commit()
-        for span in self._open:
-            self._append(_completed(span, visible, ids))
+        for span, rank in ranked:
+            self.timeline.append(span, rank)
         self._open = []
         self._evict()
         self._remember_pristine()
@@ -198,12 +201,33 @@ class FrameCache:
         anchors = store.length - sum(self.timeline.counts().values())
         return max(needed, anchors + bound + draft)
 
-    def _append(self, span: Span) -> None:
-        if span.role is Role.TEXT and span.tokens != self.text[0]:
-            raise InvalidSetting(f"text has {span.tokens} tokens, expected {self.text[0]}")
+    def _check_order(self, spans: Sequence[Span]) -> None:
+        """Text first and once, then latent frames in order: checked before anything is written."""
+        frame, length = self.timeline.num_frames, self.timeline.logical_length
+        for span in spans:
+            if span.role is Role.TEXT and span.tokens != self.text[0]:
+                raise InvalidSetting(f"text has {span.tokens} tokens, expected {self.text[0]}")
+            if length > 0 if span.role is Role.TEXT else length < self.text[0]:
+                raise CacheStateError(
+                    f"{_name([span])} was opened after {length} tokens, expected a text prefix of "
+                    f"{self.text[0]} tokens first, once, then latent frames"
+                )
+            if span.layout is not None and span.frame != frame:
+                raise CacheStateError(
+                    f"latent frame {span.frame} was opened, expected frame {frame}: "
+                    "frames come in order, each once"
+                )
+            frame += span.layout is not None
+            length += span.tokens
+
+    def _ranked(self, spans: Sequence[Span]) -> list[tuple[Span, Ints | None]]:
+        """Each new span with its order; the order may look at the frame before."""
         frames = [e.span for e in self.timeline.entries if e.span.layout is not None]
-        before = frames[-1] if frames else None
-        self.timeline.append(span, self.policy.rank(span, before))
+        before = [frames[-1] if frames else None, *spans]
+        return [
+            (span, self.policy.rank(span, None if last is None or last.layout is None else last))
+            for last, span in zip(before, spans, strict=False)
+        ]
 
     def _evict(self) -> None:
         slots = self.policy.plan(self.timeline, self.budget)
@@ -234,7 +258,7 @@ class FrameCache:
             anchors.advance([store.keys(i) for i in range(store.layers)], delta)
 
     def _remember_pristine(self) -> None:
-        """Copy the temporal channels of new anchors and sinks, which are the head of the sequence."""
+        """Copy the temporal channels of new anchors and sinks: the head of the sequence."""
         sinks, _ = self._split_history()
         fixed = sum(e.count for e in (*self.timeline.anchors, *sinks))
         for length, anchors, store in zip(self.text, self._anchors, self.stores, strict=False):

@@ -1,8 +1,8 @@
-"""Errors a user can meet: each message is one line with the value, the expectation and the way out."""
+"""Errors a user can meet: one line each, with the value, the expectation and the way out."""
 
 
 class PackCacheError(Exception):
-    """Base of everything this package raises on purpose. The command line exits with `exit_code`."""
+    """Base of everything this package raises on purpose; the program exits with `exit_code`."""
 
     exit_code = 1
 

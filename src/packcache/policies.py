@@ -1,4 +1,4 @@
-"""WHICH tokens stay. A policy turns a timeline and a budget into the slots to keep; it owns no tensor.
+"""WHICH tokens stay. A policy turns a timeline and a budget into slots to keep; it owns no tensor.
 
     >>> PackCache(budget=1, window=4)
     PackCache(budget=1, window=4)
@@ -78,17 +78,17 @@ class Policy:
     def counts(
         self, frames: Sequence[HeldFrame], distances: Sequence[int], budget: int | None
     ) -> list[int]:
-        """Tokens each non-sink history frame keeps, newest first (`frames` and `distances` alike)."""
+        """Tokens each non-sink history frame keeps, newest first as `frames` and `distances`."""
         return [frame.count for frame in frames]
 
     def rank(self, span: Span, before: Span | None) -> Ints | None:
-        """The order in which the span gives up tokens, fixed when it is committed; None: it gives none."""
+        """In which order the span gives up tokens, fixed at commit; None: it gives none."""
         return None if span.role.is_anchor else rank_tokens(span, before)
 
     def budget_for(
         self, frame_tokens: int, visible_tokens: int | None = None, token_bytes: int | None = None
     ) -> int | None:
-        """The budget in tokens for frames of this size; errors name what does not fit. None: no limit."""
+        """The budget in tokens for frames of this size, None without limit; raises if unfit."""
         return None
 
     def max_history(self, frame_tokens: int, budget: int | None) -> int | None:
@@ -154,7 +154,7 @@ class NoHistory(Policy):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SlidingWindow(Policy):
-    """Anchors and the newest `frames` latent frames, whole: the paper's baseline with `frames=1`."""
+    """Anchors and the newest `frames` latent frames, whole; the paper's baseline is one frame."""
 
     frames: int = 1
 
@@ -293,14 +293,18 @@ class PackCache(UniformHistory):
         super().__post_init__()
         _at_least("sinks", self.sinks, 0)
         _one_of("fill", self.fill, get_args(Fill))
-        if not (self.half_life > 0 and math.isfinite(self.half_life)):
-            raise InvalidSetting(f"half_life is {self.half_life}, expected frames above 0")
-        if not 0 <= self.min_share <= 1:
-            raise InvalidSetting(f"min_share is {self.min_share}, expected 0 to 1 of a frame")
-        if not 0 < self.image_share <= 1:
-            raise InvalidSetting(f"image_share is {self.image_share}, expected above 0, at most 1")
+        _number("half_life", self.half_life, lambda x: x > 0, "frames above 0")
+        _number("min_share", self.min_share, lambda x: 0 <= x <= 1, "0 to 1 of a frame")
+        _number("image_share", self.image_share, lambda x: 0 < x <= 1, "above 0, at most 1")
+        _flag("redistribute", self.redistribute)
+        _flag("drop_remasked", self.drop_remasked)
         if self.window is None and (self.fill == "window" or not self.redistribute):
             raise InvalidSetting("fill='window' and redistribute=False need a window, got None")
+        if not self.redistribute and self.half_life > 1:
+            raise InvalidSetting(
+                f"half_life is {self.half_life}, expected at most 1 with redistribute=False: the "
+                "shares would add up to more than the budget; or leave redistribute=True"
+            )
 
     @classmethod
     def paper(cls) -> PackCache:
@@ -329,25 +333,29 @@ class PackCache(UniformHistory):
         return [max(1, math.ceil(self.min_share * frame.span.tokens)) for frame in frames]
 
     def caps(self, frames: Sequence[HeldFrame]) -> list[int]:
-        if not self.drop_remasked:
-            return super().caps(frames)
-        return [min(f.count, int(f.span.visible_mask().sum())) for f in frames]
+        return [min(f.count, self._whole(f)) for f in frames]
+
+    def _whole(self, frame: HeldFrame) -> int:
+        """Tokens a frame holds before anything is packed."""
+        return int(frame.span.visible_mask().sum()) if self.drop_remasked else frame.span.tokens
 
     def share(
         self, frames: Sequence[HeldFrame], distances: Sequence[int], budget: int | None
     ) -> list[int]:
         caps = self.caps(frames)
-        if self.fill == "window" and all(f.count == f.span.tokens for f in frames):
-            if len(frames) < (self.window or 0):
-                return caps
-        elif not self.redistribute and budget is not None and sum(caps) <= budget:
+        if budget is None:
             return caps
-        if self.redistribute or budget is None:
+        filling = caps == [self._whole(frame) for frame in frames]  # nothing was packed yet
+        if filling and self.fill == "window" and len(frames) < (self.window or 0):
+            return caps
+        if self.redistribute:
             return super().share(frames, distances, budget)
+        if filling and self.fill == "budget" and sum(caps) <= budget:
+            return caps
         return fixed_shares(caps, budget, weights=self.weights(distances))
 
     def rank(self, span: Span, before: Span | None) -> Ints | None:
-        if span.role is Role.TEXT or (span.role is Role.IMAGE and self.image_share == 1):
+        if self._stays_whole(span):
             return None
         return rank_tokens(
             span,
@@ -370,6 +378,9 @@ class PackCache(UniformHistory):
         bound = super().max_history(frame_tokens, budget)
         return None if bound is None else bound + sinks
 
+    def _stays_whole(self, span: Span) -> bool:
+        return span.role is Role.TEXT or (span.role is Role.IMAGE and self.image_share == 1)
+
     def _anchor_count(self, entry: HeldFrame) -> int:
         if entry.span.role is Role.TEXT:
             return entry.count
@@ -383,10 +394,16 @@ class RandomDrop(PackCache):
     order: Order = "random"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("seed", self.seed, 0)
+
     def rank(self, span: Span, before: Span | None) -> Ints | None:
-        if span.role.is_anchor:
+        if self._stays_whole(span):
             return None
-        return rank_tokens(span, before, order="random", seed=self.seed)
+        return rank_tokens(
+            span, before, order="random", seed=self.seed, remasked_last=self.drop_remasked
+        )
 
 
 #: Policies by the names the command line knows.
@@ -412,25 +429,32 @@ def parse_policy(text: str) -> Policy:
     values: dict[str, Any] = {}
     for part in settings:
         key, equals, value = part.partition("=")
-        if not equals or key not in known:
+        if key not in known:
             raise InvalidSetting(
                 f"policy {name!r} has no setting {key!r}: known are {', '.join(known) or 'none'}"
+            )
+        if not equals:
+            raise InvalidSetting(
+                f"setting {key!r} of policy {name!r} has no value: write {key}=..."
             )
         values[key] = _value(value)
     return make(**values)
 
 
-def parse_policies(text: str) -> list[Policy]:
-    """Several policies separated by commas; a part with `=` alone continues the one before."""
-    groups: list[str] = []
-    for part in text.split(","):
-        if groups and "=" in part and ":" not in part:
-            groups[-1] += f",{part}" if ":" in groups[-1] else f":{part}"
-        elif part.strip():
-            groups.append(part)
-    if not groups:
+def parse_policies(text: str) -> dict[str, Policy]:
+    """Policies by their spelling, from a list with commas: `full,packcache:budget=1,window=4`.
+
+    A part with `=` but no name continues the one before.
+    """
+    labels: list[str] = []
+    for part in (piece.strip() for piece in text.split(",")):
+        if labels and "=" in part and ":" not in part:
+            labels[-1] += f",{part}" if ":" in labels[-1] else f":{part}"
+        elif part:
+            labels.append(part)
+    if not labels:
         raise InvalidSetting(f"no policy in {text!r}: known are {', '.join(POLICIES)}")
-    return [parse_policy(group) for group in groups]
+    return {label: parse_policy(label) for label in labels}
 
 
 def _value(text: str) -> Any:
@@ -449,6 +473,17 @@ def _value(text: str) -> Any:
 def _at_least(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidSetting(f"{name} is {value!r}, expected a whole number of at least {least}")
+
+
+def _number(name: str, value: Any, holds: Callable[[float], bool], expected: str) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and holds(value)):
+        raise InvalidSetting(f"{name} is {value!r}, expected {expected}")
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InvalidSetting(f"{name} is {value!r}, expected true or false")
 
 
 def _one_of(name: str, value: object, known: Sequence[str]) -> None:

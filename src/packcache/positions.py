@@ -38,7 +38,7 @@ def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def pair_axes(head_dim: int, table: tuple[int, ...] = MM_ROPE_AXES) -> Tensor:
-    """Axis (0 t, 1 h, 2 w) of each rotary pair, int64 `[D/2]`; the table is repeated along the pairs."""
+    """Axis (0 t, 1 h, 2 w) of each rotary pair, int64 `[D/2]`: the table, repeated."""
     pairs = head_dim // 2
     if head_dim % 2 or pairs % len(table):
         raise ValueError(
@@ -73,7 +73,7 @@ def rotary_table(position_ids: Tensor, inv_freq: Tensor, axes: Tensor) -> tuple[
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (m, m + D/2) of `x [..., L, D]` by the table `[..., L, D/2]` (half-split layout)."""
+    """Rotate pairs (m, m + D/2) of `x [..., L, D]` by cos and sin `[..., L, D/2]`."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -98,7 +98,7 @@ class Rotation:
 
 
 def advance_keys(keys: Tensor, frames: int, rotation: Rotation) -> Tensor:
-    """Keys `[..., D]` turned by `frames` latent frames on the temporal pairs; the rest untouched."""
+    """Keys `[..., D]` turned by `frames` latent frames on the temporal pairs only."""
     out = keys.clone()
     turned = _turn(_temporal(keys, rotation), frames, rotation)
     half = keys.shape[-1] // 2
@@ -133,7 +133,7 @@ class AnchorKeys:
             ]
 
     def advance(self, keys: list[Tensor], frames: int) -> None:
-        """Write the anchors, advanced by `frames` latent frames, into the heads of `keys [H, S, D]`."""
+        """Write the anchors, advanced by `frames` latent frames, to the front of `[H, S, D]`."""
         half = keys[0].shape[-1] // 2
         channels = torch.cat((self.rotation.pairs, self.rotation.pairs + half))
         for pristine, target in zip(self._layers, keys, strict=True):
@@ -178,7 +178,7 @@ def rebase_delta(
 
 
 def text_positions(start: int, length: int) -> Tensor:
-    """Position ids int64 `[5, length]` of tokens with a 1-D index from `start` (text and header)."""
+    """Position ids int64 `[5, length]` of tokens with a 1-D index from `start` (text, header)."""
     index = torch.arange(start, start + length)
     return torch.stack((index, index, index, index, torch.zeros_like(index)))
 

@@ -80,7 +80,7 @@ def rank_tokens(
 
 
 def _tiers(span: Span, before: Span | None, order: Order) -> NDArray[np.int64]:
-    """Coarse classes, kept longest first: border 0, content 1 (2 if stale), new line 3, re-masked +4."""
+    """Classes, kept longest first: border 0, content 1 (2 if stale), new line 3, re-masked +4."""
     assert span.layout is not None
     tier = np.select(
         [span.layout.kinds() == Kind.BORDER, span.layout.kinds() == Kind.CONTENT], [0, 1], 3

@@ -53,7 +53,7 @@ class KVStore:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     def reserve(self, capacity: int) -> None:
-        """Make room for `capacity` slots; committed tokens are carried over, one layer at a time."""
+        """Make room for `capacity` slots; committed tokens are carried over layer by layer."""
         if capacity <= self.capacity:
             return
         for tensors in (self._keys, self._values):
@@ -66,7 +66,7 @@ class KVStore:
         """Expect `draft` tokens behind the committed ones from every layer."""
         if self.length + draft > self.capacity:
             raise CacheStateError(
-                f"{self.length} committed + {draft} draft tokens exceed the capacity {self.capacity}"
+                f"{self.length} committed + {draft} draft tokens exceed capacity {self.capacity}"
             )
         self.draft = draft
         self.rollback()
@@ -110,7 +110,7 @@ class KVStore:
         self.rollback()
 
     def keep(self, slots: Tensor) -> None:
-        """Hold only these slots (int64, ascending), in order. Peak extra memory: one layer's kept tail."""
+        """Hold only these slots (int64, ascending). Extra memory: one layer's kept tail."""
         count = len(slots)
         moved = int((slots == torch.arange(count, device=slots.device)).sum())  # untouched head
         tail = slots[moved:].to(self.device)

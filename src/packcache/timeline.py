@@ -94,7 +94,7 @@ class FrameLayout:
         return np.flatnonzero(self.kinds() == Kind.CONTENT).astype(np.int32)
 
     def cells(self) -> tuple[Ints, Ints]:
-        """Row y and column x of each of the P tokens; border tokens have -1, a new line x = cols."""
+        """Row y and column x of each of the P tokens; border tokens have -1, new lines x = cols."""
         y = np.full(self.tokens, -1, dtype=np.int32)
         x = np.full(self.tokens, -1, dtype=np.int32)
         inside = np.arange(self.body, dtype=np.int32)
@@ -108,7 +108,7 @@ class Span:
     """A stretch of tokens committed together: the text, the condition image, or one latent frame.
 
     `visible [tokens]` is False where the token was re-masked at commit; None means all visible.
-    `ids [tokens]` are the true token ids (None where a model has none): the novelty order reads them.
+    `ids [tokens]` are the true token ids, which the novelty order reads (None: the model has none).
     """
 
     role: Role
@@ -166,7 +166,7 @@ class HeldFrame:
         return len(self.held)
 
     def best(self, keep: int) -> Ints:
-        """The `keep` held offsets that come first in the order, ascending: nested by construction."""
+        """The `keep` held offsets that come first in the order, ascending: nested as it shrinks."""
         if keep >= self.count:
             return self.held
         if self.rank is None:
@@ -249,7 +249,7 @@ class Timeline:
         return {e.span.frame: e.count for e in self.entries if e.span.role is Role.HISTORY}
 
     def coordinates(self, entry: HeldFrame) -> tuple[Ints, Ints, Ints]:
-        """(t, y, x) of the held tokens of a frame, in latent frames and tokens; -1 for border tokens."""
+        """(t, y, x) of the held tokens, in latent frames and tokens; -1 for border tokens."""
         if entry.span.layout is None:
             raise CacheStateError("text has a 1-D index, not (t, y, x)")
         y, x = entry.span.layout.cells()

@@ -18,7 +18,7 @@ class Codec(Protocol):
     """
 
     def encode(self, video: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Indices int32 `[B, t, h, w]` and codes `[B, dims, t, h, w]` of `[B, 3, T, H, W]` in [-1, 1]."""
+        """`[B, 3, T, H, W]` in [-1, 1] to int32 `[B, t, h, w]` and codes `[B, dims, t, h, w]`."""
         ...
 
     def decode(self, indices: Tensor, /) -> Tensor:

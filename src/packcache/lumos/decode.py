@@ -1,6 +1,7 @@
 """The decoding loop: a generator that yields one result per latent frame (lumos1-spec 5).
 
-    for result in decode(model, [prefix], layout=layout, latents=13, policy=PackCache(), ...):
+    decoder = Decoder(model, [prefix], layout=layout, policy=PackCache(), ...)
+    for result in decoder.frames(13):
         result.codes, result.seconds, result.kept, result.kv_bytes
 
 Per latent frame: S drafts (both branches at once), the decided tokens, one commit. The rows of a
@@ -28,7 +29,7 @@ from packcache.policies import FullCache, Policy
 from packcache.positions import PositionMode, RebaseRule, Rotation, text_positions
 from packcache.timeline import FrameLayout, Role, Span
 
-__all__ = ["CachedAttention", "Decoder", "FrameResult", "Step", "decode"]
+__all__ = ["CachedAttention", "Decoder", "FrameResult", "Step", "causal_attention"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,6 +149,7 @@ class Decoder:
         self.attend = CachedAttention(self.caches, self.branches)
         self.frame = 0
         self.generated = 0
+        self.prefill_s = 0.0
 
     def _cache(
         self, prefix: Prefix, policy: Policy, positions: PositionMode, rebase: RebaseRule
@@ -169,11 +171,24 @@ class Decoder:
             device=self.device,
         )
 
+    def frames(self, latents: int | None, given: Tensor | None = None) -> Iterator[FrameResult]:
+        """Latent frames one by one: the given ones first, then generated ones.
+
+        `latents` counts given ones too; None goes on for ever. `given [B, t, rows, cols]` are codes
+        of given latent frames (image-to-video: t = 1).
+        """
+        self.prefill()
+        for codes in () if given is None else given.unbind(1):
+            yield self.give(codes)
+        while latents is None or self.frame < latents:
+            yield self.generate()
+
     # --- the three kinds of forward ---------------------------------------------------------
 
     @torch.inference_mode()
     def prefill(self) -> None:
         """Commit the text prefix of every branch; the only causal attention there is."""
+        start = time.perf_counter()
         for cache, prefix in zip(self.caches, self.prefixes, strict=True):
             cache.open(Span.text(len(prefix.ids)))
             for branch in range(self.branches):
@@ -181,6 +196,7 @@ class Decoder:
                 rotary = self.model.rotary(text_positions(0, ids.shape[1]).to(self.device))
                 self.model(ids, rotary, causal_attention(cache, branch))
             cache.commit()
+        self.prefill_s = time.perf_counter() - start
 
     @torch.inference_mode()
     def give(self, codes: Tensor) -> FrameResult:
@@ -362,27 +378,3 @@ def causal_attention(cache: FrameCache, branch: int) -> Attend:
         return grouped_attention(q[0], keys, values, causal=True)[None]
 
     return attend
-
-
-def decode(
-    model: Lumos,
-    prefixes: Sequence[Prefix],
-    *,
-    latents: int | None,
-    given: Tensor | None = None,
-    **settings: object,
-) -> Iterator[FrameResult]:
-    """Latent frames one by one: the given ones first, then generated ones up to `latents` in all.
-
-    Args:
-        prefixes: B prompts with their headers.
-        latents: latent frames in all, given ones included; None goes on for ever.
-        given: codes `[B, t, rows, cols]` of given latent frames (image-to-video: t = 1), or None.
-        settings: as for `Decoder`.
-    """
-    decoder = Decoder(model, prefixes, **settings)  # type: ignore[arg-type]
-    decoder.prefill()
-    for codes in () if given is None else given.unbind(1):
-        yield decoder.give(codes)
-    while latents is None or decoder.frame < latents:
-        yield decoder.generate()

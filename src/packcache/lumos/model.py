@@ -2,7 +2,7 @@
 
 A decoder-only transformer: RMSNorm, QK-norm, MM-RoPE, grouped-query attention, SwiGLU. It knows
 nothing of caches: attention over whatever is to be seen is a function it is given, called once a
-layer with this forward's queries, keys and values. Axes: G branches, L tokens, H heads, D head size.
+layer with this forward's queries, keys and values. Axes: G branches, L tokens, H heads, D size.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Rotary = tuple[Tensor, Tensor]
 
 
 class Attend(Protocol):
-    """Attention as the network sees it: q `[G, H, L, D]`, k and v `[G, KV, L, D]` -> `[G, H, L, D]`."""
+    """Attention as the network sees it: q `[G, H, L, D]`, k and v `[G, KV, L, D]`, out as q."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor: ...
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm: float32 inside, the weight multiplied in the input's dtype."""
+    """Root-mean-square norm: float32 inside (float64 stays), the weight in the input's dtype."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x if x.dtype == torch.float64 else x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
 
@@ -156,5 +156,5 @@ class Lumos(nn.Module):
         return cos.to(dtype), sin.to(dtype)
 
     def head(self, hidden: Tensor, low: int | None = None, high: int | None = None) -> Tensor:
-        """float32 logits of ids `low..high-1` (all by default) for hidden states `[..., hidden]`."""
+        """float32 logits of ids `low..high-1` (default all) for hidden states `[..., hidden]`."""
         return F.linear(hidden, self.lm_head.weight[low:high]).float()

@@ -89,7 +89,7 @@ def cosine(steps: int) -> Tensor:
 
 
 def cosine_counts(tokens: int, steps: int) -> list[int]:
-    """Raw number of tokens left masked after each step: `floor(N cos(pi/2 r))`, float32; ends at -1."""
+    """Raw count of tokens left masked after each step: `floor(N cos(pi/2 r))`; ends at -1."""
     return torch.floor(tokens * cosine(steps)).int().tolist()
 
 

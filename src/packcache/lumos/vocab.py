@@ -67,7 +67,7 @@ class Vocab:
         self.ids = config.token_ids
 
     def number(self, value: int, name: str) -> int:
-        """The token that says `value`; the numbers end where the mask token begins or ids run out."""
+        """The token that says `value`; numbers end where the next special token begins."""
         limit = self._number_limit()
         if not 0 <= value < limit:
             raise InvalidSetting(f"{name} is {value}, expected 0..{limit - 1}: no token says it")
@@ -130,7 +130,7 @@ class Vocab:
         return out
 
     def frame_positions(self, prefix_length: int, frame: int, layout: FrameLayout) -> Tensor:
-        """Position ids `[5, P]` of latent frame `frame` in a branch with that many prefix tokens."""
+        """Position ids `[5, P]` of a latent frame in a branch with that many prefix tokens."""
         stride_t, stride_h, stride_w = self.config.compression
         return positions.frame_positions(
             prefix_length + frame * layout.tokens,

@@ -1,4 +1,4 @@
-"""Golden data: a folder of recorded numbers against this engine, `python -m packcache.testing.golden DIR`.
+"""Golden data: recorded numbers against this engine, `python -m packcache.testing.golden DIR`.
 
 One line a file: `name  compared N of N arrays  max error  tolerance  ok|FAIL`; exit 1 if any fails.
 Sizes, ids, theta, eps and tolerances come from the json beside each file, so any folder of the
@@ -102,7 +102,8 @@ class Golden:
         self.name, self.folder = path.stem, path.parent
         self.meta: dict[str, Any] = json.loads(path.read_text())
         with safe_open(path.with_suffix(".safetensors"), framework="pt") as file:
-            self.arrays: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            self.arrays: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
         self.seen: set[str] = set()
         self.faults: list[str] = []
         self.error, self.tolerance = 0.0, EXACT
@@ -152,7 +153,7 @@ class Golden:
             self.error, self.tolerance = worst, atol
 
     def _limits(self, rule: Rule, want: Tensor) -> tuple[float, float]:
-        """Absolute and relative tolerance: a number in the json wins, "exact" and integers are 0."""
+        """Absolute and relative tolerance: the json's number wins; "exact" and integers are 0."""
         stated = self.meta.get("tolerance", {})
         entry = stated.get(rule.tolerance, {}) if rule.tolerance else stated
         if isinstance(entry, str):
@@ -307,14 +308,15 @@ def check_rotary(golden: Golden) -> None:
         golden.check(f"r{number}.inv_freq", inv_freq)
         golden.check(f"r{number}.cos", torch.cat((cos, cos), dim=-1))
         golden.check(f"r{number}.sin", torch.cat((sin, sin), dim=-1))
-        for part in "qk":
-            rotated = positions.rotate(golden.given(f"r{number}.{part}"), cos, sin)
-            golden.check(f"r{number}.{part}_rot", rotated)
+        queries = positions.rotate(golden.given(f"r{number}.q"), cos, sin)
+        golden.check(f"r{number}.q_rot", queries)
+        keys = positions.rotate(golden.given(f"r{number}.k"), cos, sin)
+        golden.check(f"r{number}.k_rot", keys)
         stride = case["delta_t_units"] // case["delta_latent_frames"]
         rotation = positions.Rotation.mm_rope(inv_freq, stride)
-        shifted = positions.advance_keys(rotated, -case["delta_latent_frames"], rotation)
+        shifted = positions.advance_keys(keys, -case["delta_latent_frames"], rotation)
         visual = ids[positions.FLAG].bool()[:, None]
-        golden.check(f"r{number}.k_rot_t_minus_delta", torch.where(visual, shifted, rotated))
+        golden.check(f"r{number}.k_rot_t_minus_delta", torch.where(visual, shifted, keys))
 
 
 def check_sequences(golden: Golden) -> None:
@@ -373,7 +375,7 @@ def _body(parsed: Parsed) -> int:
 def _cached_branch(
     golden: Golden, model: Lumos, parsed: Parsed, history: np.ndarray, branch: int, name: str
 ) -> None:
-    """Prefill, given frames, two drafts, the commit and the next frame's first draft of one branch."""
+    """One branch: prefill, given frames, two drafts, the commit, the next frame's first draft."""
     vocab, layout, config = parsed.vocab, parsed.layout, model.config
     prefix = parsed.prefix.branch(branch)
     cache = FrameCache(
@@ -540,7 +542,7 @@ def check_realvocab(golden: Golden) -> None:
 
 
 def formula_weight(rows: int, cols: int, formula: dict[str, float]) -> Tensor:
-    """`W[v, d] = scale * (2 z / p - 1)`, `z = ((v+1)(d+1) a + v b + d c) mod p`, float64 to float32."""
+    """`W[v, d] = scale (2 z / p - 1)`, `z = ((v+1)(d+1) a + v b + d c) mod p`, as float32."""
     v = np.arange(rows, dtype=np.int64)[:, None]
     d = np.arange(cols, dtype=np.int64)[None]
     a, b, c, p = (int(formula[key]) for key in "abcp")

@@ -1,0 +1,124 @@
+"""The side-by-side clip and the film strip: what a comparison looks like."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from packcache.inspect.compare import Comparison, Entry
+from packcache.lumos.vocab import latent_frames
+from packcache.video import Frames
+
+__all__ = ["COLOURS", "colour_of", "film_strip", "readable_bytes", "side_by_side"]
+
+INK, SOFT, PAPER, TRACK = "#f2f3f7", "#9aa0b4", "#14161e", "#2a2e3d"
+
+#: One colour a policy, in the order of the comparison; readable on dark and on white.
+COLOURS = ("#e5734f", "#8e7cf0", "#35b58f", "#d9a521", "#4b9fe0", "#d667a8", "#7d8597")
+
+_PANEL, _GAP, _MARGIN = 256, 24, 28
+
+
+def colour_of(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def readable_bytes(count: float) -> str:
+    """A size for people: 1.9 MB, decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def side_by_side(comparison: Comparison) -> Frames:
+    """Frames `[T, H, W, 3]`: every policy's clip with its memory growing below it."""
+    count = len(comparison.entries)
+    width = 2 * _MARGIN + count * _PANEL + (count - 1) * _GAP
+    height = 60 + 34 + _PANEL + 84
+    most = max(max(entry.clip.stats.kv_bytes) for entry in comparison.entries)
+    base = _canvas(width, height, comparison)
+    number = len(comparison.entries[0].clip.frames)
+    return np.stack([_moment(base, comparison, at, most) for at in range(number)])
+
+
+def _canvas(width: int, height: int, comparison: Comparison) -> Image.Image:
+    """What does not move: title and names."""
+    image = Image.new("RGB", (width + width % 2, height + height % 2), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((_MARGIN, 18), f"“{comparison.workload['prompt']}”", INK, font=_font(22))
+    for number, entry in enumerate(comparison.entries):
+        left = _MARGIN + number * (_PANEL + _GAP)
+        draw.text((left, 60), entry.label, colour_of(number), font=_font(20))
+    return image
+
+
+def _moment(base: Image.Image, comparison: Comparison, at: int, most: int) -> Frames:
+    image = base.copy()
+    draw = ImageDraw.Draw(image)
+    latent = latent_frames(at + 1) - 1
+    clock = f"frame {at + 1}"
+    draw.text((image.width - _MARGIN, 22), clock, SOFT, font=_font(16), anchor="ra")
+    for number, entry in enumerate(comparison.entries):
+        left = _MARGIN + number * (_PANEL + _GAP)
+        image.paste(_enlarged(entry.clip.frames[at], _PANEL), (left, 94))
+        _memory(draw, entry, latent, most, (left, 94 + _PANEL + 16), colour_of(number))
+    return np.asarray(image)
+
+
+def _memory(
+    draw: ImageDraw.ImageDraw,
+    entry: Entry,
+    latent: int,
+    most: int,
+    corner: tuple[int, int],
+    colour: str,
+) -> None:
+    """A bar of the cache held now against the largest of all, and two numbers."""
+    left, top = corner
+    held, seconds = entry.clip.stats.kv_bytes[latent], entry.clip.stats.frame_s[latent]
+    filled = left + max(2, round(_PANEL * held / most))
+    draw.rounded_rectangle((left, top, left + _PANEL, top + 10), 5, fill=TRACK)
+    draw.rounded_rectangle((left, top, filled, top + 10), 5, fill=colour)
+    draw.text((left, top + 18), f"cache {readable_bytes(held)}", INK, font=_font(16))
+    text = f"{seconds:.2f} s a latent frame"
+    draw.text((left + _PANEL, top + 18), text, SOFT, font=_font(16), anchor="ra")
+
+
+def film_strip(comparison: Comparison, columns: int = 9, cell: int = 112) -> Image.Image:
+    """One row a policy, frames evenly over the clip: the comparison at a glance."""
+    total = len(comparison.entries[0].clip.frames)
+    shown = np.unique(np.linspace(0, total - 1, min(columns, total)).round().astype(int))
+    label, gap, top = 190, 6, 70
+    width = label + len(shown) * (cell + gap) + _MARGIN
+    height = top + len(comparison.entries) * (cell + gap) + 22
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((_MARGIN, 14), f"“{comparison.workload['prompt']}”", INK, font=_font(20))
+    for column, at in enumerate(shown):
+        left = label + column * (cell + gap)
+        draw.text((left + cell / 2, top - 8), f"{at + 1}", SOFT, font=_font(14), anchor="md")
+    for row, entry in enumerate(comparison.entries):
+        y = top + row * (cell + gap)
+        _row_label(draw, entry, y, colour_of(row))
+        for column, at in enumerate(shown):
+            x = label + column * (cell + gap)
+            image.paste(_enlarged(entry.clip.frames[at], cell), (x, y))
+    return image
+
+
+def _row_label(draw: ImageDraw.ImageDraw, entry: Entry, y: int, colour: str) -> None:
+    stats = entry.clip.stats
+    draw.text((_MARGIN, y + 18), entry.label, colour, font=_font(18))
+    draw.text((_MARGIN, y + 44), f"cache {readable_bytes(stats.kv_bytes[-1])}", INK, font=_font(14))
+    draw.text((_MARGIN, y + 64), f"clip {stats.total_s:.1f} s", SOFT, font=_font(14))
+    draw.text((_MARGIN, y + 82), f"last {stats.last_s:.2f} s", SOFT, font=_font(14))
+
+
+def _enlarged(frame: Frames, size: int) -> Image.Image:
+    return Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
