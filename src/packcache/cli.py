@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -19,7 +19,6 @@ from packcache.errors import OutputError, PackCacheError
 
 app = typer.Typer(
     help="PackCache: the KV cache of a video model, small and constant while the video grows.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -42,6 +41,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")
 POLICIES_HELP = (
     "full, window, sink, uniform, random, packcache, none; settings as packcache:budget=1"
 )
+
+#: The exit code of a program stopped by Ctrl-C.
+_INTERRUPTED = 130
 
 #: The clip of `packcache demo`.
 DEMO = {"prompt": "a red 3 moving right", "policies": "full,window,packcache", "frames": 193}
@@ -204,13 +206,21 @@ def main() -> None:
     logging.captureWarnings(True)
     warnings.formatwarning = lambda message, *_, **__: str(message)
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except PackCacheError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written was left", 130)
+        code = _INTERRUPTED
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        # the parser's own errors; their class has moved between versions of typer
+        _fail(f"{error.format_message()} See packcache --help.", 2)  # type: ignore[attr-defined]
+    if code == _INTERRUPTED:
+        _fail("interrupted; nothing half-written was left", _INTERRUPTED)
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"packcache: {message}", file=sys.stderr)
     raise SystemExit(code)

@@ -56,7 +56,7 @@ class Policy:
 
     def settings(self) -> dict[str, Any]:
         """Settings that differ from their defaults, and all that have none (budget, window)."""
-        shown = ("budget", "window", "frames", "seed")
+        shown = ("budget", "window", "frames")
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)
@@ -270,10 +270,10 @@ class PackCache(UniformHistory):
         budget: history budget B; a number counts latent frames as this policy stores them.
         window: W, latent frames that may hold tokens.
         half_life: frames after which a frame's weight halves; w_d = 2^(-min(d, W-1)/half_life).
-        sinks: first history frames kept whole, on top of the budget.
+        n_sinks: first history frames kept whole, on top of the budget.
         min_share: b_min, the share of a frame that every frame of the window keeps at least.
         fill: keep everything until the budget is exceeded, or whole frames until W of them.
-        order, borders: in which order a frame gives up tokens (selectors).
+        order, borders, seed: in which order a frame gives up tokens (selectors); `seed` for "random".
         redistribute: False gives each frame exactly its share of one frame (Eq. 7 to the letter).
         drop_remasked: drop re-masked tokens at commit; a frame then counts its visible tokens.
         image_share: share of the condition image that stays; 1 keeps the anchor whole.
@@ -282,16 +282,18 @@ class PackCache(UniformHistory):
     """
 
     half_life: float = 1.0
-    sinks: int = 0
+    n_sinks: int = 0
     min_share: float = 0.0
     fill: Fill = "budget"
     redistribute: bool = True
     drop_remasked: bool = False
     image_share: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("sinks", self.sinks, 0)
+        _at_least("n_sinks", self.n_sinks, 0)
+        _at_least("seed", self.seed, 0)
         _one_of("fill", self.fill, get_args(Fill))
         _number("half_life", self.half_life, lambda x: x > 0, "frames above 0")
         _number("min_share", self.min_share, lambda x: 0 <= x <= 1, "0 to 1 of a frame")
@@ -323,7 +325,7 @@ class PackCache(UniformHistory):
 
     @property
     def num_sinks(self) -> int:
-        return self.sinks
+        return self.n_sinks
 
     def weights(self, distances: Sequence[int]) -> list[float]:
         last = None if self.window is None else self.window - 1
@@ -363,6 +365,7 @@ class PackCache(UniformHistory):
             order=self.order,
             borders=self.borders,
             remasked_last=self.drop_remasked,
+            seed=self.seed,
         )
 
     def budget_for(
@@ -372,7 +375,7 @@ class PackCache(UniformHistory):
         return super().budget_for(stored, visible_tokens, token_bytes)
 
     def max_history(self, frame_tokens: int, budget: int | None) -> int | None:
-        sinks = self.sinks * frame_tokens
+        sinks = self.n_sinks * frame_tokens
         if self.fill == "window":
             return Policy.max_history(self, frame_tokens, budget)
         bound = super().max_history(frame_tokens, budget)
@@ -392,18 +395,6 @@ class RandomDrop(PackCache):
     """PackCache's counts in a random nested order: the control for the order inside a frame."""
 
     order: Order = "random"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _at_least("seed", self.seed, 0)
-
-    def rank(self, span: Span, before: Span | None) -> Ints | None:
-        if self._stays_whole(span):
-            return None
-        return rank_tokens(
-            span, before, order="random", seed=self.seed, remasked_last=self.drop_remasked
-        )
 
 
 #: Policies by the names the command line knows.

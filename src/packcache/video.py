@@ -90,6 +90,7 @@ def write_video(frames: Frames, path: str | Path, fps: float) -> Path:
 
 def _write_mp4(frames: Frames, path: Path, fps: float) -> None:
     import av
+    from av.error import FFmpegError
 
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
@@ -102,7 +103,7 @@ def _write_mp4(frames: Frames, path: Path, fps: float) -> None:
             for picture in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         raise OSError(error.errno, f"{error.strerror}") from error
 
 

@@ -1,0 +1,114 @@
+"""Prose cannot drift: commands exist, snippets run, the tree is real, numbers say where they come from."""
+
+import re
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from packcache.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TAGS = ("golden", "random weights", "embedded model", "GPU run", "not run", "paper")
+
+#: A measured number: a figure with a unit, a ratio or a share.
+NUMBER = re.compile(
+    r"\d(?:[\d.,]*\d)?\s?(?:x|times|%|s|ms|seconds|minutes|hours|kB|MB|GB|KiB|MiB|GiB|dB|points)\b"
+    r"|\d%|\be-\d\b"
+)
+
+
+def blocks(text: str) -> list[str]:
+    """Paragraphs, list items and whole tables, without code blocks."""
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    parts = re.split(r"\n\s*\n|\n(?=\s*[-*] |\d+\. )", text)
+    return [part.strip() for part in parts if part.strip()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_measured_number_has_a_tag(page):
+    untagged = [
+        block
+        for block in blocks(page.read_text())
+        if NUMBER.search(re.sub(r"`[^`]*`|\([^)]*\)\[|\]\([^)]*\)", "", block))
+        and not any(f"*{tag}*" in block for tag in TAGS)
+    ]
+    assert not untagged, f"{page.name}: say where these numbers come from: {untagged}"
+
+
+def test_an_untagged_number_is_found():
+    """The check above can fail."""
+    for text in ("twice as fast: 2.1x", "KV is 3 MB", "lost 4 %", "error 1e-4 s", "in 12 seconds"):
+        assert NUMBER.search(text), text
+    for text in ("48 frames", "7 latent frames", "arXiv 2601.04359", "seed 0", "section 3.5"):
+        assert not NUMBER.search(text), text
+
+
+def test_readme_is_short_and_its_python_runs(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    first = re.search(r"```python\n(.*?)```", text, re.S)
+    assert first and len(first[1].strip().splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    exec(first[1], {})
+    assert (tmp_path / "clip.mp4").stat().st_size > 1000
+
+
+def test_readme_commands_exist():
+    text = (ROOT / "README.md").read_text()
+    commands = set(get_command(app).commands)  # type: ignore[attr-defined]
+    named = set(re.findall(r"^packcache (\w+)", text, re.M))
+    assert named and named <= commands
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make ([\w-]+)", text, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_readme_tree_is_real():
+    text = (ROOT / "README.md").read_text()
+    tree = text[text.index("src/packcache/\n") :].split("```")[0]
+    inside = ROOT / "src/packcache"
+    listed: set[str] = set()
+    for line in tree.splitlines()[1:]:
+        names = re.findall(r"[\w/]+(?:\.py|/)(?=\s|$)", line)
+        base = inside if line.startswith("  ") else ROOT
+        for name in names if line.startswith("  ") else names[:1]:
+            assert (base / name).exists(), name
+            listed.add(name)
+    rooms = {p.name for p in inside.glob("*.py") if not p.name.startswith("__")}
+    folders = {f"{p.name}/" for p in inside.iterdir() if (p / "__init__.py").exists()}
+    assert rooms | folders <= listed
+
+
+def test_links_lead_somewhere():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_examples_run_and_are_short(example, tmp_path, monkeypatch):
+    assert len(example.read_text().splitlines()) <= 40
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example), run_name="__main__")
+
+
+def test_version_is_the_same_everywhere():
+    import packcache
+
+    stated = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert stated and stated[1] == packcache.__version__
+
+
+def test_tracked_text_names_no_machine():
+    """No path or host of the machine it was written on."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    pattern = re.compile(r"/(?:home|root|Users|work|tmp)/\w")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in (".md", ".py", ".toml", ".txt", ".json", ".html", "") and path.is_file():
+            assert not pattern.search(path.read_text(errors="ignore")), name
