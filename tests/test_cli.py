@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import packcache
 from packcache import cli
 from packcache.cli import main
 
@@ -247,6 +248,10 @@ def test_help_names_every_command(run):
     assert code == 0
     for command in ("generate", "compare", "demo"):
         assert command in printed
+
+
+def test_version(run):
+    assert run("--version") == (0, f"packcache {packcache.__version__}\n", "")
 
 
 def test_progress_is_silent_when_piped(run, tmp_path):

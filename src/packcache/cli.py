@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+import packcache
 from packcache.errors import OutputError, PackCacheError
 
 app = typer.Typer(
-    help="PackCache: the KV cache of a video model, small and constant while the video grows.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -47,6 +47,21 @@ _INTERRUPTED = 130
 
 #: The clip of `packcache demo`.
 DEMO = {"prompt": "a red 3 moving right", "policies": "full,window,packcache", "frames": 193}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"packcache {packcache.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """PackCache: the KV cache of a video model, small and constant while the video grows."""
 
 
 @app.command()

@@ -45,7 +45,8 @@ def pair_axes(head_dim: int, table: tuple[int, ...] = MM_ROPE_AXES) -> Tensor:
             f"head size {head_dim} does not hold whole groups of {len(table)} rotary pairs: "
             f"expected a multiple of {2 * len(table)}"
         )
-    return torch.tensor(table).repeat(pairs // len(table))
+    # cached, so whatever default device a caller has set must not decide
+    return torch.tensor(table, device="cpu").repeat(pairs // len(table))
 
 
 def temporal_pairs(head_dim: int, table: tuple[int, ...] = MM_ROPE_AXES) -> Tensor:

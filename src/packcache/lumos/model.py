@@ -7,6 +7,7 @@ layer with this forward's queries, keys and values. Axes: G branches, L tokens, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -138,6 +139,14 @@ class Lumos(nn.Module):
         frequencies = positions.inverse_frequencies(config.head_dim, config.rope_theta)
         self.register_buffer("inv_freq", frequencies, persistent=False)
         self.register_buffer("axes", positions.pair_axes(config.head_dim).clone(), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lumos:
+        """As `nn.Module`; narrow dtypes leave the frequencies in float32 (lumos1-spec 2.4)."""
+        exact = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype.itemsize < torch.float32.itemsize:
+            self.inv_freq = exact.float().to(self.inv_freq.device)
+        return self
 
     def forward(self, ids: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
         """Hidden states `[G, L, hidden]` of token ids `[G, L]`, after the last norm.
