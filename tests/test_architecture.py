@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -30,9 +31,6 @@ ALLOWED = {
 TOP = {"bench", "evaluate", "inspect", "cli"}
 
 MAX_FUNCTION, MAX_MODULE = 60, 600
-
-#: The golden runner reads a dozen kinds of files, one function each.
-LONGER = {"testing/golden.py": 640}
 
 
 def room(path: Path) -> str:
@@ -134,7 +132,7 @@ def test_only_the_command_line_and_the_golden_runner_print(path):
 
 @every_module
 def test_functions_fit_on_a_screen_and_modules_have_one_job(path):
-    assert len(path.read_text().splitlines()) <= LONGER.get(by_name(path), MAX_MODULE)
+    assert len(path.read_text().splitlines()) <= MAX_MODULE
     for node in ast.walk(tree(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno < MAX_FUNCTION, node.name
@@ -157,6 +155,8 @@ def test_policies_are_frozen_dataclasses():
 
 def tracked_files() -> list[Path]:
     """What git knows, or every file of the working tree where there is no git."""
+    if not shutil.which("git"):
+        pytest.skip("no git")
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,

@@ -359,10 +359,14 @@ def test_kv_bytes_are_the_storages_of_all_tokens_and_branches():
 
 
 def test_kv_bytes_count_pristine_anchor_copies():
-    """A quarter of the anchors' keys: text, image and sinks, in each branch."""
+    """A quarter of the anchors' keys, in each branch; none where nothing can ever move."""
     settings = {"rotation": Rotation.mm_rope(FREQ.float()), "positions": "rebase"}
     policy = PackCache(n_sinks=1, window=3)
-    plain, moved = (started(policy, frames=8, image=True, **extra) for extra in ({}, settings))
+    plain, fixed, moved = (
+        started(policy, frames=8, image=True, **extra)
+        for extra in ({}, settings, {**settings, "trained_latent_frames": 7})
+    )
+    assert fixed.kv_bytes == plain.kv_bytes
     anchors = (13 + 76 + 76) + (3 + 76 + 76)
     assert moved.kv_bytes - plain.kv_bytes == anchors * LAYERS * HEADS * SIZE * 4 // 4
     assert moved.capacity_bytes - plain.capacity_bytes == moved.kv_bytes - plain.kv_bytes

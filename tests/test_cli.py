@@ -66,7 +66,17 @@ def test_generate_writes_gif_and_png(run, tmp_path, name):
 def test_generate_prints_json(run, tmp_path):
     out = tmp_path / "clip.mp4"
     code, printed, _ = run(
-        "generate", PROMPT, "--frames", 9, "--steps", 1, "--out", out, "--policy", "window", "--json"
+        "generate",
+        PROMPT,
+        "--frames",
+        9,
+        "--steps",
+        1,
+        "--out",
+        out,
+        "--policy",
+        "window",
+        "--json",
     )
     result = json.loads(printed)
     assert code == 0 and result["schema"] == "packcache.generate/1"
@@ -181,7 +191,9 @@ def test_unreadable_and_empty_images(run, tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("no picture")
     for name, text in (("empty.png", "is empty"), ("text.png", "cannot be read")):
-        code, _, err = run("generate", PROMPT, "--image", tmp_path / name, "--out", tmp_path / "c.mp4")
+        code, _, err = run(
+            "generate", PROMPT, "--image", tmp_path / name, "--out", tmp_path / "c.mp4"
+        )
         assert code == 1 and text in err and len(err.splitlines()) == 1
     assert not (tmp_path / "c.mp4").exists()
 

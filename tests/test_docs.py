@@ -1,4 +1,4 @@
-"""Prose cannot drift: commands exist, snippets run, the tree is real, numbers say where they come from."""
+"""Prose cannot drift: commands exist, snippets run, the tree is real, numbers name their source."""
 
 import re
 import runpy

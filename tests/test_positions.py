@@ -325,6 +325,21 @@ def test_nothing_moves_while_nothing_was_evicted(rule, trained, image):
             )
 
 
+@pytest.mark.parametrize("image", [0, 1])
+def test_the_first_slide_moves_one_frame_with_and_without_an_image(image):
+    """Window of 3 history frames: delta counts the latent frames that left, from the first on."""
+    for left in range(6):
+        moved = rebase_delta(
+            frame=image + 3 + left,
+            oldest_distance=3,
+            sinks=0,
+            trained_latent_frames=7,
+            rule="slide",
+            image_frames=image,
+        )
+        assert moved == left
+
+
 def test_a_full_window_slides_one_latent_frame_at_a_time():
     for rule in ("trained", "slide"):
         moves = [

@@ -75,7 +75,8 @@ class FrameCache:
     ) -> None:
         _check_modes(positions, rebase, rotation)
         self.policy, self.layout, self.text = policy, layout, tuple(text)
-        self.rotation = rotation if positions == "rebase" else None
+        moves = positions == "rebase" and (rebase == "slide" or trained_latent_frames is not None)
+        self.rotation = rotation if moves else None
         self.rebase: RebaseRule = rebase
         self.trained_latent_frames = trained_latent_frames
         self.timeline = Timeline()
@@ -250,6 +251,7 @@ class FrameCache:
             sinks=len(sinks),
             trained_latent_frames=self.trained_latent_frames,
             rule=self.rebase,
+            image_frames=sum(e.span.role is Role.IMAGE for e in self.timeline.entries),
         )
         if delta == self.delta:
             return

@@ -8,6 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -45,8 +46,9 @@ POLICIES_HELP = (
 #: The exit code of a program stopped by Ctrl-C.
 _INTERRUPTED = 130
 
-#: The clip of `packcache demo`.
-DEMO = {"prompt": "a red 3 moving right", "policies": "full,window,packcache", "frames": 193}
+#: The clip of `packcache demo`: a picture that nobody trained on is set in motion.
+DEMO_PROMPT, DEMO_PICTURE = "a red 3 moving right", "pictures/red-3.png"
+DEMO_POLICIES, DEMO_FRAMES = "full,window,packcache", 193
 
 
 def _version(wanted: bool) -> None:
@@ -142,14 +144,21 @@ def compare(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for video, report and JSON")] = Path("out/demo"),
-    frames: FrameCount = DEMO["frames"],
+    frames: FrameCount = DEMO_FRAMES,
     as_json: AsJson = False,
 ) -> None:
     """See it work: one clip, three caches, three numbers. No GPU, no download."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    comparison, paths = _compare(
-        DEMO["prompt"], DEMO["policies"], out, model="digits", frames=frames, seed=0
-    )
+    with resources.as_file(resources.files("packcache.digits") / DEMO_PICTURE) as picture:
+        comparison, paths = _compare(
+            DEMO_PROMPT,
+            DEMO_POLICIES,
+            out,
+            model="digits",
+            image=picture,
+            frames=frames,
+            seed=0,
+        )
     if as_json:
         _print_json(comparison.to_json())
         return

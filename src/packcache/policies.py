@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from packcache.budget import (
@@ -273,7 +274,7 @@ class PackCache(UniformHistory):
         n_sinks: first history frames kept whole, on top of the budget.
         min_share: b_min, the share of a frame that every frame of the window keeps at least.
         fill: keep everything until the budget is exceeded, or whole frames until W of them.
-        order, borders, seed: in which order a frame gives up tokens (selectors); `seed` for "random".
+        order, borders, seed: in which order a frame gives up tokens (selectors; seed: "random").
         redistribute: False gives each frame exactly its share of one frame (Eq. 7 to the letter).
         drop_remasked: drop re-masked tokens at commit; a frame then counts its visible tokens.
         image_share: share of the condition image that stays; 1 keeps the anchor whole.
@@ -332,7 +333,7 @@ class PackCache(UniformHistory):
         return decay_weights(distances, self.half_life, last=last)
 
     def floors(self, frames: Sequence[HeldFrame]) -> list[int]:
-        return [max(1, math.ceil(self.min_share * frame.span.tokens)) for frame in frames]
+        return [max(1, _share(self.min_share, frame.span.tokens)) for frame in frames]
 
     def caps(self, frames: Sequence[HeldFrame]) -> list[int]:
         return [min(f.count, self._whole(f)) for f in frames]
@@ -387,7 +388,7 @@ class PackCache(UniformHistory):
     def _anchor_count(self, entry: HeldFrame) -> int:
         if entry.span.role is Role.TEXT:
             return entry.count
-        return min(entry.count, math.ceil(self.image_share * entry.span.tokens))
+        return min(entry.count, _share(self.image_share, entry.span.tokens))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -446,6 +447,11 @@ def parse_policies(text: str) -> dict[str, Policy]:
     if not labels:
         raise InvalidSetting(f"no policy in {text!r}: known are {', '.join(POLICIES)}")
     return {label: parse_policy(label) for label in labels}
+
+
+def _share(share: float, tokens: int) -> int:
+    """Tokens of a share, rounded up, as written: 0.55 of 100 is 55 although its float is above."""
+    return math.ceil(Fraction(str(share)) * tokens)
 
 
 def _value(text: str) -> Any:

@@ -162,20 +162,21 @@ def rebase_delta(
     sinks: int,
     trained_latent_frames: int | None,
     rule: RebaseRule = "trained",
+    image_frames: int = 1,
 ) -> int:
     """How many latent frames the anchors are advanced when latent frame `frame` opens.
 
     `frame` counts given frames, `oldest_distance` is D of the oldest non-sink history frame that
-    still holds a token (0 with none), `sinks` the sink frames held. `trained` moves only as far as
-    the trained range demands; `slide` closes every gap (the paper, one latent frame at each slide).
-    Zero as long as nothing was evicted. DESIGN 4.5, methods 3.5.
+    still holds a token (0 with none), `sinks` the sink frames held, `image_frames` is 0 without a
+    condition image. `trained` moves only as far as the trained range demands (DESIGN 4.5);
+    `slide` closes every gap: one latent frame at each slide (the paper, methods 1.7).
+    Zero as long as nothing was evicted.
     """
-    compact = oldest_distance + sinks + 1
     if rule == "slide":
-        return max(0, frame - compact)
+        return max(0, frame - (oldest_distance + sinks + image_frames))
     if trained_latent_frames is None:
         return 0
-    return max(0, frame - max(trained_latent_frames - 1, compact))
+    return max(0, frame - max(trained_latent_frames - 1, oldest_distance + sinks + 1))
 
 
 def text_positions(start: int, length: int) -> Tensor:

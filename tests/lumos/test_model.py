@@ -35,10 +35,6 @@ def test_float64_stays_float64(tiny, tiny64):
     wide = hidden(tiny64, ids)
     assert wide.dtype == torch.float64
     assert (hidden(tiny, ids) - wide).abs().max() < 1e-4
-    nudged = wide.clone()
-    with torch.inference_mode():
-        x = tiny64.model.norm(nudged * (1 + 1e-12)) - tiny64.model.norm(nudged)
-    assert x.abs().max() < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -47,7 +43,7 @@ def test_norms_keep_the_dtype_and_work_wide(dtype):
     norm = RMSNorm(64, 1e-5).to(dtype)
     want = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
     assert norm(x).dtype == dtype
-    assert torch.allclose(norm(x).double(), want, atol=4 * torch.finfo(dtype).eps)
+    assert (norm(x).double() - want).abs().max() < 4 * torch.finfo(dtype).eps
 
 
 def test_head_norm_rows_serve_their_share_of_heads():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ def compare(
     workload = {
         "model": pipeline.name,
         "prompt": prompt,
-        "image": str(image) if image is not None else None,
+        "image": _image_name(image),
         "frames": frames,
         "latent_frames": decoder.frame,
         "tokens_per_frame": decoder.layout.tokens,
@@ -134,6 +135,13 @@ def compare(
         environment=environment(decoder.device, pipeline.model.lm_head.weight.dtype),
         layout=decoder.layout,
     )
+
+
+def _image_name(image: Picture | None) -> str | None:
+    """The picture's file name: a result should not name somebody's folders."""
+    if isinstance(image, (str, Path)):
+        return Path(image).name
+    return None if image is None else "given as pixels"
 
 
 def _entry(

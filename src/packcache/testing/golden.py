@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
@@ -33,9 +32,10 @@ from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import FrameDraws, Sampling
 from packcache.lumos.vocab import Prefix, Vocab
 from packcache.policies import FullCache
+from packcache.testing.oracle import attend_mask, whole_forward
 from packcache.timeline import FrameLayout, Role, Span
 
-__all__ = ["RULES", "Rule", "attend_mask", "main", "run"]
+__all__ = ["RULES", "Rule", "main", "run"]
 
 EXACT = 0.0
 
@@ -195,16 +195,6 @@ def tiny_model(folder: Path) -> Lumos:
     return model.eval()
 
 
-def attend_mask(ids: Tensor, image_start: int, image_end: int) -> Tensor:
-    """Who may see whom in a whole sequence `[N]`: causal, or in the same latent frame (spec 4)."""
-    index = torch.arange(len(ids))
-    opened = (ids == image_start).long().cumsum(0)
-    closed = (ids == image_end).long().cumsum(0)
-    inside = opened > closed - (ids == image_end).long()
-    frame = torch.where(inside, opened, -index - 1)
-    return (index[None] <= index[:, None]) | (frame[:, None] == frame[None])
-
-
 @dataclass(frozen=True)
 class Parsed:
     """A recorded sequence taken apart: prefix, frames, and whether an end token follows."""
@@ -242,19 +232,6 @@ class Parsed:
         if self.ended:
             parts.append(positions.text_positions(sum(p.shape[1] for p in parts), 1))
         return torch.cat(parts, dim=1)
-
-
-def whole_forward(model: Lumos, ids: Tensor, position_ids: Tensor) -> Tensor:
-    """Hidden states `[N, hidden]` of a sequence without a cache: one masked forward."""
-    tokens = model.config.token_ids
-    mask = attend_mask(ids, tokens.image_start, tokens.image_end)
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        group = q.shape[1] // k.shape[1]
-        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-    return model(ids[None], model.rotary(position_ids), attend)[0]
 
 
 # --- one function a kind of file ----------------------------------------------------------------

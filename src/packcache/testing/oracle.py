@@ -22,7 +22,15 @@ from packcache.policies import Policy
 from packcache.positions import RebaseRule, rotary_angles, rotate, temporal_pairs
 from packcache.timeline import FrameLayout, Ints, Role, Span, Timeline
 
-__all__ = ["UnrotatedCache", "held_tokens", "masked_forward", "seen_mask", "sequence_positions"]
+__all__ = [
+    "UnrotatedCache",
+    "attend_mask",
+    "held_tokens",
+    "masked_forward",
+    "seen_mask",
+    "sequence_positions",
+    "whole_forward",
+]
 
 
 def sequence_positions(
@@ -63,6 +71,16 @@ def seen_mask(lengths: Sequence[int], held: Sequence[Ints]) -> Tensor:
     return seen
 
 
+def attend_mask(ids: Tensor, image_start: int, image_end: int) -> Tensor:
+    """Who may see whom in a whole sequence `[N]`: causal, or in the same latent frame (spec 4)."""
+    index = torch.arange(len(ids))
+    opened = (ids == image_start).long().cumsum(0)
+    closed = (ids == image_end).long().cumsum(0)
+    inside = opened > closed - (ids == image_end).long()
+    frame = torch.where(inside, opened, -index - 1)
+    return (index[None] <= index[:, None]) | (frame[:, None] == frame[None])
+
+
 @torch.inference_mode()
 def masked_forward(model: Lumos, ids: Tensor, position_ids: Tensor, seen: Tensor) -> Tensor:
     """Hidden states `[N, hidden]` of ids `[N]` in one forward; `model` in float64."""
@@ -73,11 +91,19 @@ def masked_forward(model: Lumos, ids: Tensor, position_ids: Tensor, seen: Tensor
     return model(ids[None], model.rotary(position_ids), attend)[0]
 
 
+def whole_forward(model: Lumos, ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Hidden states `[N, hidden]` of a recorded sequence: upstream's mask, no cache."""
+    tokens = model.config.token_ids
+    mask = attend_mask(ids, tokens.image_start, tokens.image_end)
+    return masked_forward(model, ids, position_ids, mask)
+
+
 class UnrotatedCache:
     """A cache that evicts nothing, rotates nothing in advance and keeps float64.
 
         twin.open(span); twin.forward(ids, branch), as often as you like; twin.commit(...)
 
+    `model` is in float64, so the engine to compare with should be too: then they agree to 1e-14.
     Which tokens are seen is the policy's plan, as in `FrameCache`. Window and open frame are
     shifted by -delta on the temporal pairs, border tokens included; anchors and sinks stay.
     `budget` is in tokens. Its delta is stated here a second time, from DESIGN 4.5.
@@ -112,10 +138,12 @@ class UnrotatedCache:
         history = self.timeline.history
         sinks = sum(self.policy.is_sink(self.timeline, e) for e in history)
         window = [self.timeline.distance(e) for e in history][: len(history) - sinks]
-        nearest = 1 + sinks + max(window, default=0)
+        nearest = sinks + max(window, default=0)
         trained = self.model.config.trained_latent_frames
-        if self.rebase == "trained":
-            nearest = math.inf if trained is None else max(nearest, trained - 1)
+        if self.rebase == "slide":
+            nearest += any(e.span.role is Role.IMAGE for e in self.timeline.entries)
+        else:
+            nearest = math.inf if trained is None else max(nearest + 1, trained - 1)
         return int(max(0, self.timeline.num_frames - nearest))
 
     @torch.inference_mode()
@@ -130,12 +158,10 @@ class UnrotatedCache:
             keys = torch.cat((self._keys[branch][layer], k[0]), dim=1)[:, seen]
             values = torch.cat((self._values[branch][layer], v[0]), dim=1)[:, seen]
             cos, sin = angles.cos(), angles.sin()
-            q = rotate(q[0], cos[-len(ids) :], sin[-len(ids) :])
-            causal = self._span.role is Role.TEXT
+            q, keys = rotate(q[0], cos[-len(ids) :], sin[-len(ids) :]), rotate(keys, cos, sin)
             mask = torch.ones(len(ids), keys.shape[1], dtype=torch.bool)
-            return _attention(q, rotate(keys, cos, sin), values, mask.tril() if causal else mask)[
-                None
-            ]
+            mask = mask.tril() if self._span.role is Role.TEXT else mask
+            return _attention(q, keys, values, mask)[None]
 
         return self.model(ids[None], unturned, attend)[0]
 
