@@ -5,6 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# make train-digits MINUTES=120 DEVICE=cuda
+DEVICE ?= cpu
+CODEC_MINUTES ?= 15
+MINUTES ?= 50
+
 .PHONY: setup demo test lint golden train-digits bench-digits
 
 setup: $(READY)
@@ -27,11 +32,12 @@ golden: setup
 	$(BIN)/python -m packcache.testing.golden tests/golden
 
 test: lint golden
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# the codec first, then the model that speaks its tokens; goes on where it was stopped
 train-digits: setup
-	$(BIN)/python recipes/digits/train_codec.py $(CODEC_ARGS)
-	$(BIN)/python recipes/digits/train.py $(ARGS)
+	$(BIN)/python recipes/digits/train_codec.py --resume --device $(DEVICE) --minutes $(CODEC_MINUTES)
+	$(BIN)/python recipes/digits/train.py --resume --device $(DEVICE) --minutes $(MINUTES)
 
 bench-digits: setup
 	$(BIN)/python benchmarks/long_clip.py $(ARGS)

@@ -209,3 +209,17 @@ def test_rows_of_a_batch_are_decided_independently(tiny):
     ]
     together = run.run(2).tokens
     assert torch.equal(together, torch.cat([a.run(2).tokens for a in alone]))
+
+
+def test_given_codes_must_fit_the_grid_and_the_codec(tiny):
+    """A codec of another size or with more codes is refused before anything is written."""
+    run, _ = steps_of(tiny, latents=0)
+    codes = picture(tiny)[:, 0]
+    rows, cols, most = *codes.shape[1:], tiny.config.token_ids.num_codes - 1
+    with pytest.raises(InvalidSetting, match=rf"shape .*, expected \(1, {rows}, {cols}\)"):
+        run.give(codes[:, :-1])
+    with pytest.raises(
+        InvalidSetting, match=rf"expected 0\.\.{most}: they come from another codec"
+    ):
+        run.give(torch.full_like(codes, most + 1))
+    assert run.give(codes).given

@@ -202,6 +202,7 @@ class Decoder:
     def give(self, codes: Tensor) -> FrameResult:
         """Commit a given latent frame, codes `[B, rows, cols]`, clean; the first is the anchor."""
         start = time.perf_counter()
+        self._check_given(codes)
         ids = torch.stack([self.vocab.frame(self.layout, c) for c in codes])
         self._open(Role.IMAGE if self.frame == 0 else Role.HISTORY)
         self._forward(ids.to(self.device), self._rotary())
@@ -224,6 +225,20 @@ class Decoder:
         self._commit(finished, visible=self.visible)
         self.generated += 1
         return self._result(finished, start, given=False)
+
+    def _check_given(self, codes: Tensor) -> None:
+        expected = (len(self.caches), self.layout.rows, self.layout.cols)
+        if tuple(codes.shape) != expected:
+            raise InvalidSetting(
+                f"given codes have shape {tuple(codes.shape)}, expected {expected} "
+                "(prompts, rows, columns of the token grid)"
+            )
+        most = self.vocab.ids.num_codes - 1
+        if int(codes.min()) < 0 or int(codes.max()) > most:
+            raise InvalidSetting(
+                f"given codes lie in {int(codes.min())}..{int(codes.max())}, expected 0..{most}: "
+                "they come from another codec"
+            )
 
     # --- one frame --------------------------------------------------------------------------
 
