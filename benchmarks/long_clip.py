@@ -1,9 +1,9 @@
-"""Is the packed cache constant, and how much faster is it? The embedded model against its full cache.
+"""Is the packed cache constant, and how much faster is it? The embedded model against full cache.
 
     python benchmarks/long_clip.py            # writes benchmarks/results/long_clip.json
 
-One clip of 384 frames per policy, taking turns latent frame by latent frame; then interleaved pairs of
-48-frame clips, whose TOTAL ratio gets a median and a 95 % interval.
+One clip of 384 frames per policy, taking turns latent frame by latent frame; then interleaved
+pairs of 48-frame clips, whose TOTAL ratio gets a median and a 95 % interval.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def long_clip(gen: pc.Pipeline, frames: int) -> dict[str, Any]:
 
 
 def pairs(gen: pc.Pipeline, frames: int, count: int) -> dict[str, Any]:
-    """TOTAL(full) / TOTAL(packcache) of interleaved pairs, with a bootstrap interval of the median."""
+    """TOTAL(full) / TOTAL(packcache) of interleaved pairs; bootstrap interval of the median."""
     ratios = []
     for seed in range(-1, count):
         comparison = compare(

@@ -9,6 +9,8 @@ from packcache.inspect.compare import Comparison, Entry
 from packcache.lumos.vocab import latent_frames
 from packcache.video import Frames
 
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 __all__ = ["COLOURS", "colour_of", "film_strip", "readable_bytes", "side_by_side"]
 
 INK, SOFT, PAPER, TRACK = "#f2f3f7", "#9aa0b4", "#14161e", "#2a2e3d"
@@ -17,6 +19,9 @@ INK, SOFT, PAPER, TRACK = "#f2f3f7", "#9aa0b4", "#14161e", "#2a2e3d"
 COLOURS = ("#e5734f", "#8e7cf0", "#35b58f", "#d9a521", "#4b9fe0", "#d667a8", "#7d8597")
 
 _PANEL, _GAP, _MARGIN = 256, 24, 28
+
+#: Width of the names left of a film strip.
+_LABEL = 220
 
 
 def colour_of(number: int) -> str:
@@ -50,7 +55,11 @@ def _canvas(width: int, height: int, comparison: Comparison) -> Image.Image:
     draw.text((_MARGIN, 18), f"“{comparison.workload['prompt']}”", INK, font=_font(22))
     for number, entry in enumerate(comparison.entries):
         left = _MARGIN + number * (_PANEL + _GAP)
-        draw.text((left, 60), entry.label, colour_of(number), font=_font(20))
+        name, _, settings = entry.label.partition(":")
+        draw.text((left, 60), name, colour_of(number), font=_font(20))
+        beside = left + draw.textlength(name, _font(20)) + 10
+        text = _fitting(draw, settings, _font(14), left + _PANEL - beside)
+        draw.text((beside, 66), text, SOFT, font=_font(14))
     return image
 
 
@@ -90,7 +99,7 @@ def film_strip(comparison: Comparison, columns: int = 9, cell: int = 112) -> Ima
     """One row a policy, frames evenly over the clip: the comparison at a glance."""
     total = len(comparison.entries[0].clip.frames)
     shown = np.unique(np.linspace(0, total - 1, min(columns, total)).round().astype(int))
-    label, gap, top = 190, 6, 70
+    label, gap, top = _LABEL, 6, 70
     width = label + len(shown) * (cell + gap) + _MARGIN
     height = top + len(comparison.entries) * (cell + gap) + 22
     image = Image.new("RGB", (width, height), PAPER)
@@ -110,15 +119,27 @@ def film_strip(comparison: Comparison, columns: int = 9, cell: int = 112) -> Ima
 
 def _row_label(draw: ImageDraw.ImageDraw, entry: Entry, y: int, colour: str) -> None:
     stats = entry.clip.stats
-    draw.text((_MARGIN, y + 18), entry.label, colour, font=_font(18))
-    draw.text((_MARGIN, y + 44), f"cache {readable_bytes(stats.kv_bytes[-1])}", INK, font=_font(14))
-    draw.text((_MARGIN, y + 64), f"clip {stats.total_s:.1f} s", SOFT, font=_font(14))
-    draw.text((_MARGIN, y + 82), f"last {stats.last_s:.2f} s", SOFT, font=_font(14))
+    name, _, settings = entry.label.partition(":")
+    draw.text((_MARGIN, y + 4), name, colour, font=_font(18))
+    settings = _fitting(draw, settings, _font(13), _LABEL - _MARGIN - 8)
+    draw.text((_MARGIN, y + 27), settings, SOFT, font=_font(13))
+    draw.text((_MARGIN, y + 46), f"cache {readable_bytes(stats.kv_bytes[-1])}", INK, font=_font(14))
+    draw.text((_MARGIN, y + 66), f"clip {stats.total_s:.1f} s", SOFT, font=_font(14))
+    draw.text((_MARGIN, y + 84), f"last {stats.last_s:.2f} s", SOFT, font=_font(14))
+
+
+def _fitting(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: float) -> str:
+    """The text, or as much of it as the width takes, with an ellipsis."""
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font) > width:
+        text = text[:-1]
+    return text + "…"
 
 
 def _enlarged(frame: Frames, size: int) -> Image.Image:
     return Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(size: int) -> _Font:
     return ImageFont.load_default(size)
