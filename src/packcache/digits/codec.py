@@ -2,9 +2,12 @@
 
 The simplest thing that is exactly causal: the first frame, and each later group of 4 frames, is
 coded on its own by one small network. The first frame enters as a group of 4 equal frames and
-leaves as the mean of 4. The network is convolutional over tokens and sees two tokens around each
-(three when decoding), so that neighbours share the work of saying colour and motion; a picture
-moved by 8 pixels is the same tokens moved by one.
+leaves as the mean of 4.
+
+The numbers of a token but the last say how the last frame of its group looks there, the last one
+says how it got there. So a picture keeps its looks, moved by a token, when it turns round or when
+a still first frame starts to move. The network is convolutional over tokens, with one token around
+each for encoding and three for decoding: neighbours share the work of saying colour and motion.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from packcache.digits.fsq import FSQ
 from packcache.errors import InvalidSetting
+from packcache.lumos.codec import FSQ
 
 __all__ = ["LEVELS", "DigitsCodec", "load_codec", "save_codec"]
 
@@ -40,26 +43,33 @@ class _Mix(nn.Module):
         return x + self.here(F.silu(self.near(F.silu(x))))
 
 
+def _branch(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    """Half of the encoder: patches to numbers before quantisation."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, 1), _Mix(width), nn.SiLU(), nn.Conv2d(width, outputs, 1)
+    )
+
+
 class DigitsCodec(nn.Module):
     """Video `[B, 3, 1 + 4n, H, W]` in [-1, 1] to indices `[B, 1 + n, H/8, W/8]` and back."""
 
     def __init__(
-        self, levels: Sequence[int] = LEVELS, encoder_width: int = 112, decoder_width: int = 160
+        self,
+        levels: Sequence[int] = LEVELS,
+        encoder_width: int = 128,
+        motion_width: int = 96,
+        decoder_width: int = 160,
     ) -> None:
         super().__init__()
         self.settings = {
             "levels": list(levels),
             "encoder_width": encoder_width,
+            "motion_width": motion_width,
             "decoder_width": decoder_width,
         }
         self.fsq = FSQ(levels)
-        self.encoder = nn.Sequential(
-            nn.Conv2d(_VALUES, encoder_width, 1),
-            _Mix(encoder_width),
-            _Mix(encoder_width),
-            nn.SiLU(),
-            nn.Conv2d(encoder_width, len(levels), 1),
-        )
+        self.look = _branch(_VALUES // GROUP, encoder_width, len(levels) - 1)
+        self.motion = _branch(_VALUES, motion_width, 1)
         self.decoder = nn.Sequential(
             nn.Conv2d(len(levels), decoder_width, 3, padding=1, padding_mode="replicate"),
             _Mix(decoder_width),
@@ -89,9 +99,9 @@ class DigitsCodec(nn.Module):
 
     def encode_group(self, group: Tensor) -> Tensor:
         """Numbers before quantisation `[N, dims, h, w]` of groups `[N, 3, 4, H, W]`."""
-        n, c, t, height, width = group.shape
-        patches = F.pixel_unshuffle(group.reshape(n, c * t, height, width), PATCH)
-        return self.encoder(patches)
+        look = self.look(F.pixel_unshuffle(group[:, :, -1], PATCH))
+        motion = self.motion(F.pixel_unshuffle(group.flatten(1, 2), PATCH))
+        return torch.cat((look, motion), dim=1)
 
     def decode_group(self, codes: Tensor) -> Tensor:
         """Groups `[N, 3, 4, H, W]` of codes `[N, dims, h, w]`."""
@@ -117,10 +127,10 @@ def _split(video: Tensor) -> list[Tensor]:
 
 def save_codec(codec: DigitsCodec, path: str | Path) -> None:
     """Write weights (float16, exact for a codec from `load_codec`) and settings as safetensors."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {name: value.half().contiguous() for name, value in codec.state_dict().items()}
-    save_file(weights, path, metadata={"codec": json.dumps(codec.settings)})
+    Path(path).write_bytes(save(weights, metadata={"codec": json.dumps(codec.settings)}))
 
 
 def load_codec(path: str | Path | None = None) -> DigitsCodec:

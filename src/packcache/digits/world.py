@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -182,5 +182,5 @@ def _scans() -> tuple[np.ndarray, np.ndarray]:
         raise InvalidSetting(
             "the digits world needs scikit-learn's digits: pip install 'packcache[eval]'"
         ) from error
-    bundle = load_digits()
+    bundle: Any = load_digits()  # its declared type is a union that hides the fields
     return bundle.images / 16.0, bundle.target
