@@ -34,10 +34,10 @@ from packcache.lumos.vocab import Vocab, pixel_frames
 TRAINED_FRAMES = 7  # latent
 POOL = 8000  # clips
 #: Stages: until this share of the time, clips of so many latent frames, so many clips a step.
-STAGES = ((0.45, 4, 16), (1.0, TRAINED_FRAMES, 9))
+STAGES = ((0.36, 4, 16), (1.0, TRAINED_FRAMES, 5))
 #: Besides, so many first frames alone: a picture from text is the hardest thing to learn.
-FIRST_FRAMES = 32
-MUON_RATE, ADAM_RATE, WARMUP, DECAY_FROM = 0.02, 2e-3, 30, 0.62
+FIRST_FRAMES = 112
+MUON_RATE, ADAM_RATE, WARMUP, DECAY_FROM = 0.02, 2e-3, 30, 0.6
 #: Shares of clips: without text, without the direction, first frame clean as if it were given.
 NO_TEXT, NO_DIRECTION, GIVEN = 0.1, 0.1, 0.5
 #: Share of current frames that are all mask, as at the first step of a frame.

@@ -48,7 +48,8 @@ _INTERRUPTED = 130
 
 #: The clip of `packcache demo`: a picture that nobody trained on is set in motion.
 DEMO_PROMPT, DEMO_PICTURE = "a red 3 moving right", "pictures/red-3.png"
-DEMO_POLICIES, DEMO_FRAMES = "full,window,packcache", 193
+DEMO_POLICIES = "full,window,packcache,packcache:budget=2,window=3,order=novelty"
+DEMO_FRAMES = 145
 
 
 def _version(wanted: bool) -> None:
