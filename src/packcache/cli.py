@@ -49,7 +49,7 @@ _INTERRUPTED = 130
 #: The clip of `packcache demo`: a picture that nobody trained on is set in motion.
 DEMO_PROMPT, DEMO_PICTURE = "a red 3 moving right", "pictures/red-3.png"
 DEMO_POLICIES = "full,window,packcache,packcache:budget=2,window=3,order=novelty"
-DEMO_FRAMES = 145
+DEMO_FRAMES = 97
 
 
 def _version(wanted: bool) -> None:
