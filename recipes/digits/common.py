@@ -1,17 +1,18 @@
-"""What both recipes share: the clock and checkpoint of a run, its curve, pixels as numbers."""
+"""What both recipes share: the clock and checkpoint of a run, its curve, rendering in parallel."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, multiprocessing
 
-CHECKPOINT_SECONDS = 120
+CHECKPOINT_SECONDS = 60
 PACKAGE_WEIGHTS = Path("src/packcache/digits/weights")
 
 
@@ -20,6 +21,7 @@ def add_options(parser: argparse.ArgumentParser, name: str, *, minutes: float) -
     add = parser.add_argument
     add("--minutes", type=float, default=minutes, help="training time, resumed time included")
     add("--device", default="cpu")
+    add("--workers", type=int, default=0, help="processes that render, besides this one")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=Path(f"build/digits/{name}.safetensors"))
     add("--curve", type=Path, default=Path(f"recipes/digits/curves/{name}.jsonl"))
@@ -30,6 +32,27 @@ def add_options(parser: argparse.ArgumentParser, name: str, *, minutes: float) -
 def to_float(frames: Tensor) -> Tensor:
     """uint8 `[..., T, H, W, 3]` to float32 `[..., 3, T, H, W]` in [-1, 1]."""
     return frames.movedim(-1, -4).float() / 255 * 2 - 1
+
+
+def in_parallel(
+    function: Callable[[int], Any], seeds: list[int], workers: int
+) -> Iterator[Any]:
+    """`function` of every seed, in order. Workers start at once: before CUDA does, which forbids it.
+
+    A few results at a time: they wait in shared memory.
+    """
+    if not workers:
+        return map(function, seeds)
+    pool = multiprocessing.get_context("fork").Pool(workers, torch.set_num_threads, (1,))
+    return _in_waves(pool, function, seeds, 2 * workers)
+
+
+def _in_waves(
+    pool: Any, function: Callable[[int], Any], seeds: list[int], wave: int
+) -> Iterator[Any]:
+    with pool:
+        for start in range(0, len(seeds), wave):
+            yield from pool.map(function, seeds[start : start + wave], chunksize=1)
 
 
 class Run:
@@ -61,7 +84,7 @@ class Run:
         return min(1.0, self.minutes / self.limit)
 
     def advance(self) -> bool:
-        """Count a step; every two minutes write the checkpoint and answer True."""
+        """Count a step; every minute write the checkpoint and answer True."""
         self.step += 1
         if time.perf_counter() - self._saved < CHECKPOINT_SECONDS:
             return False

@@ -1,15 +1,17 @@
-"""Train the digits model on two copies of each clip: history as the engine commits it, and masks.
+"""Train the digits model on clips of the digits world.
 
-    python recipes/digits/train.py --minutes 50 --out build/digits/model.safetensors
-    python recipes/digits/train.py --out build/digits/model.safetensors --export
+    python recipes/digits/train.py --minutes 50
+    python recipes/digits/train.py --export
 
-A training sequence is: prefix, committed copies of the frames (30 % re-masked, as the cache will
-hold them), current copies of the same frames at the same positions, each with masks of its own.
+Most steps train two copies of each clip, history as the engine commits it and frames to be decided;
+a few train tube masks, as the paper does. Each step also trains first frames alone: a picture
+from text is the hardest thing to learn.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -19,157 +21,91 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import PACKAGE_WEIGHTS, Curve, Run, add_options, to_float
-from safetensors.torch import save
+from clips import CHUNK, Clips, draw_scenes, inked, make_clips
+from common import PACKAGE_WEIGHTS, Curve, Run, add_options
+from safetensors.torch import load, save
+from sequences import Sequences
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from packcache.digits import world
 from packcache.digits.codec import DigitsCodec, load_codec
-from packcache.digits.model import FPS, SAMPLING, SECONDS, digits_config, text_ids
+from packcache.digits.model import digits_config
 from packcache.lumos.model import Lumos
-from packcache.lumos.schedule import history_mask
-from packcache.lumos.vocab import Vocab, pixel_frames
 
 TRAINED_FRAMES = 7  # latent
-POOL = 8000  # clips
-#: Stages: until this share of the time, clips of so many latent frames, so many clips a step.
-STAGES = ((0.36, 4, 16), (1.0, TRAINED_FRAMES, 5))
-#: Besides, so many first frames alone: a picture from text is the hardest thing to learn.
-FIRST_FRAMES = 112
-MUON_RATE, ADAM_RATE, WARMUP, DECAY_FROM = 0.02, 2e-3, 30, 0.6
-#: Shares of clips: without text, without the direction, first frame clean as if it were given.
-NO_TEXT, NO_DIRECTION, GIVEN = 0.1, 0.1, 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What fits a machine: clips in the pool; clips and first frames a step; averaging."""
+
+    pool: int
+    clips: int
+    firsts: int
+    average: float
+    every: int  # steps between points of the curve
+
+
+SCALES = {
+    "cpu": Scale(pool=4_000, clips=4, firsts=48, average=0.99, every=20),
+    "cuda": Scale(pool=80_000, clips=64, firsts=384, average=0.998, every=200),
+}
+#: Until this share of the time clips of so many latent frames.
+STAGES = ((0.15, 4), (1.0, TRAINED_FRAMES))
+MUON_RATE, ADAM_RATE, WARMUP, DECAY_FROM = 0.02, 2e-3, 50, 0.6
+#: Shares of steps: without text; tube masks.
+NO_TEXT, TUBE = 0.1, 0.1
+#: How much of the history is re-masked, by share of steps: the shipped ratio and a milder one.
+RATIOS = {0.7: 0.6, 0.3: 0.4}
+#: How many leading frames were given, by share of clips: none, the first, or any number.
+NONE_GIVEN, FIRST_GIVEN = 0.5, 0.35
 #: Share of current frames that are all mask, as at the first step of a frame.
 ALL_MASK = 0.25
 #: Up to this share of a clip's committed tokens is wrong, as a generated history may be.
 SPOILED = 0.06
-EMA = 0.99
 
 
-@dataclass(frozen=True, kw_only=True)
-class Clips:
-    """Tokenised clips: codes int64 `[N, frames, 64]` and prompt token ids int64 `[N, words]`."""
-
-    codes: Tensor
-    text: Tensor
-
-    def pick(self, index: Tensor, frames: int) -> Clips:
-        return Clips(codes=self.codes[index, :frames], text=self.text[index])
-
-
-def make_clips(
-    codec: DigitsCodec, seed: int, count: int, split: world.Split, no_direction: float = 0.0
-) -> Clips:
-    """Render and encode `count` clips of the trained length."""
-    rng = np.random.default_rng(seed)
-    codes, text = [], []
-    for _ in range(0, count, 100):
-        scenes = [world.sample_scene(rng, split) for _ in range(min(100, count - len(text)))]
-        frames = np.stack([world.render(s, pixel_frames(TRAINED_FRAMES)) for s in scenes])
-        indices, _ = codec.encode(to_float(torch.from_numpy(frames)))
-        codes.append(indices.flatten(2).short())
-        for scene in scenes:
-            words = world.prompt(scene)
-            if rng.random() < no_direction:
-                words = words.split(" moving ")[0]
-            text.append(text_ids(words))
-    return Clips(codes=torch.cat(codes).long(), text=torch.tensor(text))
-
-
-class TwoCopies:
-    """Sequences of one shape: `frames` latent frames, with or without text."""
-
-    def __init__(self, model: Lumos, frames: int, with_text: bool) -> None:
-        self.vocab, self.frames, self.with_text = Vocab(model.config), frames, with_text
-        self.layout = self.vocab.layout(world.SIZE, world.SIZE)
-        self.content = self.vocab.content(self.layout)
-        self.history = history_mask(
-            self.layout.rows, self.layout.row_length, SAMPLING.history_mask_ratio
-        )
-        words = len(text_ids("a red 3"))
-        whole = self.vocab.prefix([0] * words, seconds=SECONDS, fps=FPS)
-        self.prefix = torch.tensor(whole.branch(0 if with_text else 1))
-        self.text_slots = slice(1, 1 + words)
-        device = model.lm_head.weight.device
-        self.rotary = tuple(t.to(device) for t in model.rotary(self._positions().to(device)))
-
-    def _order(self) -> list[int]:
-        """Frame numbers of the copies in sequence order: committed ones, then current ones."""
-        return [*range(self.frames - 1), *range(self.frames)]
-
-    def _positions(self) -> Tensor:
-        n = len(self.prefix)
-        index = torch.arange(n)
-        parts = [torch.stack((index, index, index, index, torch.zeros_like(index)))]
-        parts += [self.vocab.frame_positions(n, f, self.layout) for f in self._order()]
-        return torch.cat(parts, dim=1)
-
-    def attend(self, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The prefix is causal; a copy sees the prefix, earlier committed copies and itself."""
-        sizes = [len(self.prefix)] + [self.layout.tokens] * len(self._order())
-        queries, keys, values = (x.split(sizes, dim=2) for x in (q, k, v))
-        out = [F.scaled_dot_product_attention(queries[0], keys[0], values[0], is_causal=True)]
-        for copy, frame in enumerate(self._order(), start=1):
-            seen_k = torch.cat((*keys[: frame + 1], keys[copy]), dim=2)
-            seen_v = torch.cat((*values[: frame + 1], values[copy]), dim=2)
-            out.append(F.scaled_dot_product_attention(queries[copy], seen_k, seen_v))
-        return torch.cat(out, dim=2)
-
-    def ids(
-        self, clips: Clips, given: Tensor, hidden: Tensor, past: Tensor | None = None
-    ) -> Tensor:
-        """Token ids `[G, L]`; `given [G]` keeps frame 0 clean, `hidden [G, F, 64]` is masked.
-
-        `past` are the committed copies' codes where they differ from the clips'.
-        """
-        size = len(clips.codes)
-        current = self.vocab.frame(self.layout).repeat(size, self.frames, 1)
-        current[..., self.content] = clips.codes + self.vocab.ids.video_lo
-        committed = current[:, :-1].clone()
-        if past is not None:
-            committed[..., self.content] = past[:, :-1] + self.vocab.ids.video_lo
-        committed = self.vocab.remask(self.layout, committed, self.history)
-        first = slice(0, min(1, self.frames - 1))
-        committed[given, first] = current[given, first]
-        current[..., self.content] = current[..., self.content].masked_fill(
-            hidden, self.vocab.ids.mask
-        )
-        prefix = self.prefix.repeat(size, 1)
-        if self.with_text:
-            prefix[:, self.text_slots] = clips.text
-        return torch.cat((prefix, committed.flatten(1), current.flatten(1)), dim=1)
-
-    def logits(self, model: nn.Module, ids: Tensor, hidden: Tensor) -> Tensor:
-        """float32 logits `[n, codes]` of the masked tokens of all current copies."""
-        states = model(ids.to(self.rotary[0].device), self.rotary, self.attend)
-        current = states[:, -self.frames * self.layout.tokens :].unflatten(1, (self.frames, -1))
-        masked = current[:, :, self.content][hidden]
-        return F.linear(masked, _core(model).lm_head.weight[self.vocab.ids.video_lo :]).float()
-
-
-def _core(model: nn.Module) -> Lumos:
-    return model.module if isinstance(model, AveragedModel) else model
-
-
-def draw_masks(rng: np.random.Generator, size: int, frames: int, tokens: int) -> Tensor:
+def draw_masks(rng: torch.Generator, size: int, frames: int, tokens: int) -> Tensor:
     """Which content tokens of the current copies are masked, bool `[size, frames, tokens]`."""
-    share = np.cos(math.pi / 2 * rng.random((size, frames, 1)))
-    share[rng.random((size, frames)) < ALL_MASK] = 1.0
-    order = rng.random((size, frames, tokens)).argsort(-1).argsort(-1)
-    return torch.from_numpy(order < np.ceil(share * tokens))
+    share = torch.cos(math.pi / 2 * _uniform(rng, size, frames, 1))
+    share[_uniform(rng, size, frames) < ALL_MASK] = 1.0
+    return _first_of(rng, share, (size, frames, tokens))
 
 
-def spoil(rng: np.random.Generator, codes: Tensor) -> Tensor:
+def draw_tubes(rng: torch.Generator, size: int, frames: int, tokens: int) -> Tensor:
+    """One ratio and one pattern for all frames of a clip, bool `[size, frames, tokens]`."""
+    share = torch.cos(math.pi / 2 * _uniform(rng, size, 1, 1))
+    return _first_of(rng, share, (size, 1, tokens)).expand(-1, frames, -1)
+
+
+def _first_of(rng: torch.Generator, share: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A random `share` of the last axis, at least one."""
+    rank = _uniform(rng, *shape).argsort(-1).argsort(-1)
+    return rank < (share * shape[-1]).ceil()
+
+
+def _uniform(rng: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=rng, device=rng.device)
+
+
+def draw_given(rng: torch.Generator, size: int, frames: int) -> Tensor:
+    """How many leading frames of each clip are clean, int64 `[size]`."""
+    kind = _uniform(rng, size)
+    many = (2 + (frames - 2) * _uniform(rng, size)).long()
+    first = torch.where(kind < NONE_GIVEN + FIRST_GIVEN, 1, many)
+    return torch.where(kind < NONE_GIVEN, 0, first)
+
+
+def spoil(rng: torch.Generator, codes: Tensor) -> Tensor:
     """Codes with up to `SPOILED` of a clip's tokens copied from elsewhere in the clip.
 
     A history that is never wrong would teach the model nothing about its own mistakes.
     """
     size, frames, tokens = codes.shape
-    wrong = rng.random(codes.shape) < SPOILED * rng.random((size, 1, 1))
-    elsewhere = torch.from_numpy(rng.integers(frames * tokens, size=(size, frames * tokens)))
+    wrong = _uniform(rng, *codes.shape) < SPOILED * _uniform(rng, size, 1, 1)
+    elsewhere = (_uniform(rng, size, frames * tokens) * (frames * tokens)).long()
     other = codes.flatten(1).gather(1, elsewhere).view_as(codes)
-    return torch.where(torch.from_numpy(wrong), other, codes)
+    return torch.where(wrong, other, codes)
 
 
 def initialise(model: Lumos) -> None:
@@ -209,113 +145,146 @@ def rate_factor(step: int, share: float) -> float:
     return min(1.0, (step + 1) / WARMUP) * (1 - 0.95 * late)
 
 
+class Trainer:
+    """Model, averages, optimisers and the shapes of sequences in use."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        torch.manual_seed(args.seed)
+        self.device, self.seed = args.device, args.seed
+        self.scale = SCALES[torch.device(args.device).type]
+        self.model = Lumos(digits_config())
+        initialise(self.model)
+        if args.init:
+            weights = load(args.init.read_bytes())
+            self.model.load_state_dict({name: value.float() for name, value in weights.items()})
+        self.model.to(args.device)
+        self.averaged = AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(self.scale.average)
+        )
+        self.optimisers = optimisers(self.model)
+        if args.compile:
+            for layer in self.model.model.layers:
+                layer.compile(dynamic=True)
+        self.shapes: dict[tuple[int, bool, bool], Sequences] = {}
+
+    def state(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        muon, adam = self.optimisers
+        return {"model": self.model, "averaged": self.averaged, "muon": muon, "adam": adam}
+
+    def shape(self, frames: int, text: bool, tube: bool = False) -> Sequences:
+        key = (frames, text, tube)
+        if key not in self.shapes:
+            self.shapes[key] = Sequences(self.model, frames, text, tube=tube)
+        return self.shapes[key]
+
+    def step(self, pool: Clips, number: int, frames: int, rate: float) -> tuple[Tensor, Tensor]:
+        """One step; returns the clips' and the first frames' loss a masked token."""
+        for optimiser, peak in zip(self.optimisers, (MUON_RATE, ADAM_RATE), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = peak * rate
+        rng = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + number)
+        luck = np.random.default_rng((self.seed, number)).random(4)
+        tube = bool(luck[0] < TUBE)
+        ratio = next(
+            ratio
+            for ratio, up_to in zip(RATIOS, itertools.accumulate(RATIOS.values()), strict=True)
+            if luck[1] < up_to
+        )
+        length = self.shape(frames, bool(luck[2] >= NO_TEXT), tube)
+        losses = [self._backward(rng, pool, length, self.scale.clips, ratio)]
+        alone = self.shape(1, bool(luck[3] >= NO_TEXT))
+        losses.append(self._backward(rng, pool, alone, self.scale.firsts, ratio))
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        self.averaged.update_parameters(self.model)
+        return losses[0], losses[1]
+
+    def _backward(
+        self, rng: torch.Generator, pool: Clips, shape: Sequences, count: int, ratio: float
+    ) -> Tensor:
+        index = (_uniform(rng, count) * len(pool)).long()
+        clips = pool.pick(index, shape.frames)
+        draw = draw_tubes if shape.tube else draw_masks
+        hidden = draw(rng, count, shape.frames, clips.codes.shape[-1])
+        given = draw_given(rng, count, shape.frames)
+        past = spoil(rng, clips.codes)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            ids = shape.ids(clips, given, hidden, ratio=ratio, past=past)
+            logits = shape.logits(self.model, ids, hidden)
+        loss = F.cross_entropy(logits, clips.codes[hidden])
+        loss.backward()
+        return loss.detach()
+
+
 def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    model = Lumos(digits_config()).to(args.device)
-    initialise(model)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-    muon, adam = optimisers(model)
     fresh_codec = args.out.with_name("codec.safetensors")
     codec = load_codec(fresh_codec if fresh_codec.exists() else None)
-    pool = make_clips(codec, args.seed, POOL, "train", NO_DIRECTION)
-    held_out = make_clips(codec, args.seed + 1, 64, "test")
-    run = Run(args, {"model": model, "averaged": averaged, "muon": muon, "adam": adam})
+    scale = SCALES[torch.device(args.device).type]
+    pool = make_clips(
+        codec, args.device, args.seed + 1, scale.pool, "train", TRAINED_FRAMES, args.workers
+    )
+    held_out = HeldOut(codec, args.device)
+    trainer = Trainer(args)
+    run = Run(args, trainer.state())
     curve = Curve(args.curve, fresh=not args.resume)
-
-    def report() -> None:
-        quality = measure(averaged, shapes, held_out, frames)
-        curve.add(step=run.step, minutes=run.minutes, **quality)
-
-    shapes: dict[tuple[int, bool], TwoCopies] = {}
-    losses: list[float] = []
+    losses: list[tuple[Tensor, Tensor]] = []
     while run.share < 1:
-        _, frames, size = next(stage for stage in STAGES if run.share < stage[0])
-        if (frames, True) not in shapes:
-            shapes = {
-                (n, text): TwoCopies(model, n, text) for n in (frames, 1) for text in (True, False)
-            }
-        factor = rate_factor(run.step, run.share)
-        for optimiser, peak in ((muon, MUON_RATE), (adam, ADAM_RATE)):
-            for group in optimiser.param_groups:
-                group["lr"] = peak * factor
-        rng = np.random.default_rng((args.seed, run.step))
-        losses.append(train_step(model, (muon, adam), shapes, pool, rng, frames, size))
-        averaged.update_parameters(model)
+        frames = next(length for until, length in STAGES if run.share < until or until == 1)
+        frames = TRAINED_FRAMES if args.init else frames
+        rate = rate_factor(run.step, run.share)
+        losses.append(trainer.step(pool, run.step, frames, rate))
         checkpointed = run.advance()
-        if run.step % 20 == 0:
-            curve.add(step=run.step, minutes=run.minutes, loss=float(np.mean(losses)), rate=factor)
+        if run.step % scale.every == 0:
+            clips, firsts = torch.tensor(losses).mean(0).tolist()
+            curve.add(step=run.step, minutes=run.minutes, loss=clips, loss_first=firsts, rate=rate)
             losses = []
         if checkpointed:
-            report()
+            curve.add(step=run.step, minutes=run.minutes, **held_out.measure(trainer))
     run.save()
-    report()
-    write_weights(averaged.module, args.out)
+    curve.add(step=run.step, minutes=run.minutes, **held_out.measure(trainer))
+    write_weights(trainer.averaged.module, args.out)
 
 
-def train_step(
-    model: Lumos,
-    both: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
-    shapes: dict[tuple[int, bool], TwoCopies],
-    pool: Clips,
-    rng: np.random.Generator,
-    frames: int,
-    size: int,
-) -> float:
-    """One step on `size` clips and some first frames; returns the clips' loss a masked token."""
-    parts = []
-    for length, all_clips in ((frames, size), (1, FIRST_FRAMES)):
-        without = rng.binomial(all_clips, NO_TEXT)
-        share = length / frames / size
-        parts += [(length, True, all_clips - without, share), (length, False, without, share)]
-    total = 0.0
-    for length, text, count, share in parts:
-        if not count:
-            continue
-        clips = pool.pick(torch.from_numpy(rng.integers(len(pool.codes), size=count)), length)
-        hidden = draw_masks(rng, count, length, clips.codes.shape[-1])
-        given = torch.from_numpy(rng.random(count) < GIVEN)
-        past = spoil(rng, clips.codes)
-        shape = shapes[length, text]
-        with torch.autocast(model.lm_head.weight.device.type, torch.bfloat16):
-            logits = shape.logits(model, shape.ids(clips, given, hidden, past), hidden)
-        target = clips.codes[hidden].to(logits.device)
-        loss = F.cross_entropy(logits, target) * (count * share)
-        loss.backward()
-        total += loss.item() if length == frames else 0.0
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimiser in both:
-        optimiser.step()
-        optimiser.zero_grad()
-    return total
+class HeldOut:
+    """Clips of scans never trained on, and which of their tokens show a digit."""
 
+    COUNT = 2 * CHUNK
 
-@torch.no_grad()
-def measure(
-    model: nn.Module, shapes: dict[tuple[int, bool], TwoCopies], clips: Clips, frames: int
-) -> dict[str, float]:
-    """Share of right tokens in all-masked frames of held-out scans, given their committed history.
+    def __init__(self, codec: DigitsCodec, device: str) -> None:
+        self.clips = make_clips(codec, device, 0, self.COUNT, "test", TRAINED_FRAMES)
+        scenes = [s for n in range(self.COUNT // CHUNK) for s in draw_scenes(n, "test")]
+        self.ink = inked(codec, scenes, TRAINED_FRAMES)
+        frames = torch.arange(TRAINED_FRAMES)
+        rises = torch.tensor([s.curtain.rises if s.curtain else -1 for s in scenes])
+        self.returned = (frames == rises[:, None]).to(device)
 
-    Only foreground counts: tokens that differ from the commonest one. `accuracy_next` is latent
-    frame 3, `accuracy_last` the last of the stage, `loss_first` text to picture.
-    """
-    start = time.perf_counter()
-    clips = clips.pick(torch.arange(len(clips.codes)), frames)
-    hidden = torch.ones_like(clips.codes, dtype=torch.bool)
-    shape = shapes[frames, True]
-    ids = shape.ids(clips, torch.zeros(len(hidden), dtype=torch.bool), hidden)
-    parts = zip(ids.split(16), hidden.split(16), strict=True)
-    logits = torch.cat([shape.logits(model, *part) for part in parts])
-    logits = logits.unflatten(0, hidden.shape).cpu()
-    first = F.cross_entropy(logits[:, 0].flatten(0, 1), clips.codes[:, 0].flatten())
-    foreground = clips.codes != clips.codes.flatten().mode().values
-    right = logits.argmax(-1) == clips.codes
-    return {
-        "accuracy_next": right[:, 3][foreground[:, 3]].float().mean().item(),
-        "accuracy_last": right[:, -1][foreground[:, -1]].float().mean().item(),
-        "accuracy_1": right[:, 1][foreground[:, 1]].float().mean().item(),
-        "loss_first": first.item(),
-        "seconds_measuring": time.perf_counter() - start,
-    }
+    @torch.no_grad()
+    def measure(self, trainer: Trainer) -> dict[str, float]:
+        """Share of digits' tokens that are right in all-masked frames, given re-masked history.
+
+        `returned` counts the frames in which a curtain rises; `loss_first` is text to picture.
+        """
+        start = time.perf_counter()
+        shape = trainer.shape(TRAINED_FRAMES, True)
+        clips, model = self.clips.pick(torch.arange(self.COUNT), TRAINED_FRAMES), trainer.averaged
+        hidden = torch.ones_like(clips.codes, dtype=torch.bool)
+        ids = shape.ids(clips, torch.zeros_like(clips.codes[:, 0, 0]), hidden, ratio=0.7)
+        parts = zip(ids.split(20), hidden.split(20), strict=True)
+        with torch.autocast(torch.device(trainer.device).type, torch.bfloat16):
+            logits = torch.cat([shape.logits(model, *part) for part in parts])
+        logits = logits.unflatten(0, tuple(hidden.shape))
+        first = F.cross_entropy(logits[:, 0].flatten(0, 1), clips.codes[:, 0].flatten())
+        right = logits.argmax(-1) == clips.codes
+        share = {f"accuracy_{f}": right[:, f][self.ink[:, f]].float().mean().item() for f in (1, 3, 6)}
+        back = self.ink & self.returned[..., None]
+        return {
+            **share,
+            "accuracy_returned": right[back].float().mean().item(),
+            "loss_first": first.item(),
+            "seconds_measuring": time.perf_counter() - start,
+        }
 
 
 def write_weights(model: Lumos, path: Path) -> None:
@@ -339,6 +308,8 @@ def export(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser, "model", minutes=50)
+    parser.add_argument("--init", type=Path, help="start from these weights, on whole clips")
+    parser.add_argument("--compile", action="store_true", help="fuse the layers (torch.compile)")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.export:

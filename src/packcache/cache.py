@@ -126,6 +126,11 @@ class FrameCache:
         for store in self.stores:
             store.rollback()
 
+    def close(self) -> None:
+        """Abandon the open frame: nothing of it stays, another may be opened."""
+        self.rollback()
+        self._open = []
+
     def commit(self, *, visible: NDArray[np.bool_] | None = None, ids: Ints | None = None) -> None:
         """The last forward stays, then the policy evicts; `visible`, `ids` as in `Span.of_frame`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,13 +17,16 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "digits"
 
 
 @pytest.fixture(scope="module")
-def train():
+def recipe():
+    """The recipe's modules, which are scripts beside the package."""
     sys.path.insert(0, str(RECIPE))
     try:
-        import train as module
+        import clips
+        import sequences
+        import train
     finally:
         sys.path.remove(str(RECIPE))
-    return module
+    return SimpleNamespace(train=train, Clips=clips.Clips, Sequences=sequences.Sequences)
 
 
 @pytest.fixture(scope="module")
@@ -43,37 +47,67 @@ def free_attention(prefix: int, frame_tokens: int, length: int):
     return attend
 
 
-@pytest.mark.parametrize("with_text", [True, False])
-@pytest.mark.parametrize("given", [True, False])
-def test_current_frame_sees_prefix_and_committed_history(train, model, with_text, given):
-    frames, last = 3, 2
-    clips = train.Clips(
-        codes=torch.randint(0, 1000, (1, frames, 64)),
-        text=torch.tensor([text_ids("a red 3 moving right")]),
-    )
-    shape = train.TwoCopies(model, frames, with_text)
-    hidden = torch.rand(1, frames, 64) < 0.5
-    ids = shape.ids(clips, torch.tensor([given]), hidden)
-    logits = shape.logits(model, ids, hidden)
-
+def plain_logits(model, shape, ids, hidden, frames):
+    """Logits of the masked tokens of the last of `frames` frames, one after the other."""
     n, p = len(shape.prefix), shape.layout.tokens
-    plain = torch.cat((ids[:, : n + last * p], ids[:, -p:]), dim=1)
-    assert bool((plain[0, n : n + p] == model.config.token_ids.mask).any()) is not given
     position_ids = torch.cat(
         [shape._positions()[:, :n]]
         + [shape.vocab.frame_positions(n, f, shape.layout) for f in range(frames)],
         dim=1,
     )
-    attend = free_attention(n, p, plain.shape[1])
-    states = model(plain, model.rotary(position_ids), attend)[0, -p:][shape.content]
-    expected = model.head(states[hidden[0, last]], model.config.token_ids.video_lo)
+    attend = free_attention(n, p, ids.shape[1])
+    states = model(ids, model.rotary(position_ids), attend)[0, -p:][shape.content]
+    return model.head(states[hidden], model.config.token_ids.video_lo)
+
+
+def some_clip(recipe, frames):
+    return recipe.Clips(
+        codes=torch.randint(0, 1000, (1, frames, 144)),
+        text=torch.tensor([text_ids("a red 3 moving right")]),
+    )
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+@pytest.mark.parametrize("clean", [0, 1, 2])
+def test_current_frame_sees_prefix_and_committed_history(recipe, model, with_text, clean):
+    frames = 3
+    clips = some_clip(recipe, frames)
+    shape = recipe.Sequences(model, frames, with_text)
+    hidden = torch.rand(1, frames, 144) < 0.5
+    ids = shape.ids(clips, torch.tensor([clean]), hidden, ratio=0.7)
+    logits = shape.logits(model, ids, hidden)
+
+    n, p = len(shape.prefix), shape.layout.tokens
+    plain = torch.cat((ids[:, : n + 2 * p], ids[:, -p:]), dim=1)
+    masked = (plain[0, n : n + 2 * p] == model.config.token_ids.mask).view(2, p).sum(-1)
+    assert masked.tolist() == [0 if frame < clean else 109 for frame in range(2)]
+    expected = plain_logits(model, shape, plain, hidden[0, -1], frames)
     assert torch.allclose(logits[-len(expected) :], expected, atol=1e-4)
 
 
-def test_masks_cover_all_or_a_part(train):
-    import numpy as np
+def test_tubes_are_one_masked_copy(recipe, model):
+    frames = 3
+    shape = recipe.Sequences(model, frames, True, tube=True)
+    hidden = recipe.train.draw_tubes(torch.Generator().manual_seed(0), 1, frames, 144)
+    assert bool((hidden == hidden[:, :1]).all())
+    ids = shape.ids(some_clip(recipe, frames), torch.tensor([0]), hidden, ratio=0.7)
+    assert ids.shape[1] == len(shape.prefix) + frames * shape.layout.tokens
+    expected = plain_logits(model, shape, ids, hidden[0, -1], frames)
+    assert torch.allclose(
+        shape.logits(model, ids, hidden)[-len(expected) :], expected, atol=1e-4
+    )
 
-    masks = train.draw_masks(np.random.default_rng(0), 200, 4, 64)
+
+def test_masks_cover_all_or_a_part(recipe):
+    masks = recipe.train.draw_masks(torch.Generator().manual_seed(0), 200, 4, 144)
     share = masks.float().mean(-1)
     assert 0.2 < (share == 1).float().mean() < 0.35
     assert share.min() < 0.1
+
+
+def test_some_clips_are_given_in_part(recipe):
+    given = recipe.train.draw_given(torch.Generator().manual_seed(0), 2000, 7)
+    share = torch.bincount(given, minlength=7) / len(given)
+    assert share[:2].tolist() == pytest.approx([0.5, 0.35], abs=0.05)
+    assert len(share) == 7
+    assert share[2:].tolist() == pytest.approx([0.03] * 5, abs=0.015)

@@ -26,7 +26,7 @@ from packcache.lumos.codec import FSQ
 
 __all__ = ["LEVELS", "DigitsCodec", "load_codec", "save_codec"]
 
-LEVELS = (8, 5, 5, 5)
+LEVELS = (8, 8, 5, 5)
 GROUP, PATCH = 4, 8  # frames and pixels of a token
 _VALUES = 3 * GROUP * PATCH * PATCH
 
@@ -56,9 +56,9 @@ class DigitsCodec(nn.Module):
     def __init__(
         self,
         levels: Sequence[int] = LEVELS,
-        encoder_width: int = 128,
+        encoder_width: int = 160,
         motion_width: int = 96,
-        decoder_width: int = 160,
+        decoder_width: int = 192,
     ) -> None:
         super().__init__()
         self.settings = {

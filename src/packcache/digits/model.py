@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from importlib import resources
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from packcache.lumos.schedule import Sampling
 __all__ = ["FPS", "SAMPLING", "SECONDS", "digits_config", "load_model", "text_ids"]
 
 #: How a frame is decided unless asked otherwise; the history mask ratio is the trained one.
-SAMPLING = Sampling(steps=12, guidance=3.0, history_mask_ratio=0.3)
+SAMPLING = Sampling(steps=12, guidance=3.0, history_mask_ratio=0.7)
 
 #: The duration in every header, whatever the clip's length: the only one the weights ever saw.
 SECONDS = 2
@@ -26,14 +27,15 @@ WORD_ZERO = 8
 
 
 def digits_config() -> LumosConfig:
-    """2.96 M parameters; ids: specials 0-7, words 8-47, numbers 48-79, video codes 80-1079."""
+    """5.4 M parameters; ids: specials 0-7, words 8-47, numbers 48-79, then the video codes."""
+    codes = math.prod(LEVELS)
     return LumosConfig(
-        vocab_size=1080,
-        hidden_size=192,
-        intermediate_size=480,
+        vocab_size=80 + codes,
+        hidden_size=256,
+        intermediate_size=640,
         num_hidden_layers=6,
-        num_attention_heads=3,
-        num_key_value_heads=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         rope_theta=1000.0,
         rms_norm_eps=1e-5,
         trained_latent_frames=7,
@@ -49,7 +51,7 @@ def digits_config() -> LumosConfig:
             video_end=7,
             size_zero=48,
             video_lo=80,
-            video_hi=1080,
+            video_hi=80 + codes,
         ),
     )
 

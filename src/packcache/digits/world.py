@@ -1,47 +1,60 @@
-"""The digits world: one handwritten digit that slides over a flat background and bounces.
+"""The digits world: handwritten digits that slide over a ground, bounce, and hide behind a curtain.
 
-Everything is a pure function of a `Scene`. The digit moves 2 pixels a frame, so four frames (one
+Everything is a pure function of a `Scene`. Digits move 2 pixels a frame, so four frames (one
 latent frame of the codec) are 8 pixels, one token: motion is a shift of tokens. Starting points lie
 on a 4-pixel lattice, which leaves four phases to learn instead of 64.
 
-The scans are scikit-learn's digits (`load_digits`, UCI optical digits). Every fifth one is kept
-out of training.
+Four kinds of clip:
+
+    one     a digit that moves in one of eight directions; the prompt says all of it
+    two     two digits, each in its own half of the picture, moving along it
+    hidden  a digit that the prompt leaves open; a curtain covers its half, then rises
+    enters  a digit that the prompt tells, and a second one that appears in the other half in
+            latent frame 1, untold; the curtain covers the half of the second
+
+In the last two, the *memory clips*, only the frames themselves say what is behind the curtain. Its
+last latent frame is lighter than the others: when the curtain rises can be seen, what appears
+must be remembered. A third of all clips stands on a random pattern that nothing tells either.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from packcache.errors import InvalidSetting
+from packcache.digits.scans import SPRITE, Split, scan_indices, sprite
 
 __all__ = [
-    "BACKGROUND",
+    "BACKGROUNDS",
+    "CELL",
     "COLOURS",
+    "CURTAIN",
+    "CURTAIN_LAST",
     "DIRECTIONS",
     "FPS",
+    "KINDS",
+    "MEMORY_KINDS",
+    "PATTERN_STEP",
     "SIZE",
     "SPRITE",
+    "Curtain",
+    "Digit",
+    "Kind",
     "Scene",
     "corners",
-    "prompt",
+    "ground",
+    "latent_of",
     "render",
     "sample_scene",
-    "scan_indices",
-    "sprite",
 ]
 
-SIZE = 64  # pixels, both sides of a frame
-SPRITE = 24  # pixels, both sides of a digit's box
+SIZE = 96  # pixels, both sides of a frame
 SPEED = 2  # pixels a frame on each axis that moves
 LATTICE = 4  # pixels between starting points
 FPS = 12
-
-#: Every fifth scan is a test scan.
-HOLD_OUT = 5
+GROUP = 4  # pixel frames of a latent frame
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (236, 64, 58),
@@ -52,7 +65,17 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (52, 214, 226),
 }
 
-BACKGROUND = (20, 22, 30)
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "night": (20, 22, 30),
+    "slate": (54, 60, 76),
+    "moss": (24, 50, 40),
+}
+
+#: A pattern lightens every other cell (drawn at random) of this many pixels by this much.
+CELL, PATTERN_STEP = 16, 30
+
+#: The curtain, and the curtain in the last latent frame before it rises.
+CURTAIN, CURTAIN_LAST = (128, 126, 122), (196, 192, 184)
 
 #: Unit steps (x to the right, y downwards).
 DIRECTIONS: dict[str, tuple[int, int]] = {
@@ -66,121 +89,196 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "down-left": (-1, 1),
 }
 
-Split = Literal["train", "test"]
+Kind = Literal["one", "two", "hidden", "enters"]
+#: Share of each kind: a third are memory clips, a quarter have two digits.
+KINDS: dict[Kind, float] = {"one": 0.56, "two": 0.11, "hidden": 0.19, "enters": 0.14}
+MEMORY_KINDS: tuple[Kind, ...] = ("hidden", "enters")
+PATTERNED = 1 / 3
+
+#: Latent frames in which a curtain may fall, by kind, and how long it stays in training.
+FALLS: dict[Kind, tuple[int, ...]] = {"hidden": (1, 2), "enters": (2, 3)}
+TRAINED_GAPS = (1, 2, 3, 4)
+
+#: Starting points across a lane: halves of the picture, with room between their digits.
+_LANES = (range(0, 21, LATTICE), range(52, 73, LATTICE))
+_TILT, _WIDTH = 10.0, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
-    """One clip of any length: which scan, in which colour, from where (box corner), whither."""
+class Digit:
+    """A digit: which scan of it, in which colour, from where (box corner), whither.
 
-    digit: int
+    It is there from latent frame `enters` on; `x`, `y` is where it would be in frame 0.
+    """
+
+    value: int
     scan: int
     colour: str
     direction: str
     x: int
     y: int
-    background: tuple[int, int, int] = BACKGROUND
+    tilt: float = 0.0
+    width: float = 1.0
+    enters: int = 0
 
 
-def prompt(scene: Scene) -> str:
-    """The sentence that describes a scene: "a red 3 moving right"."""
-    return f"a {scene.colour} {scene.digit} moving {scene.direction}"
+@dataclass(frozen=True, kw_only=True)
+class Curtain:
+    """Covers the box (x, y, width, height) in latent frames `falls` to `rises - 1`."""
+
+    box: tuple[int, int, int, int]
+    falls: int
+    rises: int
+
+    @property
+    def gap(self) -> int:
+        """Latent frames under it."""
+        return self.rises - self.falls
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A clip of any length. In memory clips the curtain hides the last of the digits.
+
+    `pattern` seeds the ground's random cells; None leaves it flat.
+    """
+
+    kind: Kind = "one"
+    digits: tuple[Digit, ...]
+    background: str = "night"
+    pattern: int | None = None
+    curtain: Curtain | None = None
+
+    @property
+    def hidden(self) -> Digit | None:
+        """The digit behind the curtain."""
+        return self.digits[-1] if self.curtain else None
+
+
+def latent_of(frames: np.ndarray) -> np.ndarray:
+    """The latent frames that hold pixel frames: 0, then four each."""
+    return -(-frames // GROUP)
 
 
 def sample_scene(
     rng: np.random.Generator,
     split: Split = "train",
     *,
-    digit: int | None = None,
-    colour: str | None = None,
-    direction: str | None = None,
+    kind: Kind | None = None,
+    gap: int | None = None,
+    patterned: bool | None = None,
 ) -> Scene:
     """Draw a scene; what is given stays fixed. The same generator state gives the same scene."""
-    drawn_digit = int(rng.integers(10))
-    drawn_colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-    drawn_direction = list(DIRECTIONS)[int(rng.integers(len(DIRECTIONS)))]
-    digit = drawn_digit if digit is None else digit
-    scans = scan_indices(split, digit)
-    x, y = LATTICE * rng.integers((SIZE - SPRITE) // LATTICE + 1, size=2)
+    kinds = list(KINDS)
+    drawn = kinds[int(rng.choice(len(kinds), p=list(KINDS.values())))]
+    kind = drawn if kind is None else kind
+    with_pattern = bool(rng.random() < PATTERNED) if patterned is None else patterned
+    background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
+    pattern = int(rng.integers(1 << 32))
+    across = int(rng.integers(2))  # 0: lanes lie one above the other, digits move sideways
+    lane = int(rng.integers(2))
+    if kind == "one":
+        digits = (_draw_digit(rng, split, list(DIRECTIONS), None, across),)
+    else:
+        lanes = [lane] if kind == "hidden" else [lane, 1 - lane]
+        along = ["up", "down"] if across else ["right", "left"]
+        enters = [0, 1] if kind == "enters" else [0, 0]
+        digits = tuple(
+            _draw_digit(rng, split, along, _LANES[which], across, start)
+            for which, start in zip(lanes, enters, strict=False)
+        )
+        lane = lanes[-1]
+    falls = int(rng.choice(FALLS.get(kind, (1,))))
+    drawn_gap = int(rng.choice(TRAINED_GAPS))
+    curtain = None
+    if kind in MEMORY_KINDS:
+        rises = falls + (drawn_gap if gap is None else gap)
+        curtain = Curtain(box=_half(across, lane), falls=falls, rises=rises)
     return Scene(
-        digit=digit,
-        scan=int(scans[rng.integers(len(scans))]),
-        colour=drawn_colour if colour is None else colour,
-        direction=drawn_direction if direction is None else direction,
-        x=int(x),
-        y=int(y),
+        kind=kind,
+        digits=digits,
+        background=background,
+        pattern=pattern if with_pattern else None,
+        curtain=curtain,
     )
 
 
-def corners(scene: Scene, frames: int, first: int = 0) -> np.ndarray:
+def _draw_digit(
+    rng: np.random.Generator,
+    split: Split,
+    directions: list[str],
+    lane: range | None,
+    across: int,
+    enters: int = 0,
+) -> Digit:
+    """A random digit, in a lane if one is given."""
+    value = int(rng.integers(10))
+    scans = scan_indices(split, value)
+    place = [int(n) for n in LATTICE * rng.integers((SIZE - SPRITE) // LATTICE + 1, size=2)]
+    if lane is not None:
+        place[1 - across] = int(rng.choice(lane))  # x is place[0]
+    return Digit(
+        value=value,
+        scan=int(scans[rng.integers(len(scans))]),
+        colour=list(COLOURS)[int(rng.integers(len(COLOURS)))],
+        direction=directions[int(rng.integers(len(directions)))],
+        x=place[0],
+        y=place[1],
+        tilt=round(float(rng.uniform(-_TILT, _TILT)), 1),
+        width=round(float(rng.uniform(1 - _WIDTH, 1 + _WIDTH)), 2),
+        enters=enters,
+    )
+
+
+def _half(across: int, lane: int) -> tuple[int, int, int, int]:
+    """The box (x, y, width, height) of a lane."""
+    half = SIZE // 2
+    return (lane * half, 0, half, SIZE) if across else (0, lane * half, SIZE, half)
+
+
+def corners(digit: Digit, frames: int, first: int = 0) -> np.ndarray:
     """Upper left corners (x, y) of the digit's box from frame `first` on, int64 `[frames, 2]`."""
     time = np.arange(first, first + frames)[:, None]
-    step = SPEED * np.array(DIRECTIONS[scene.direction])
+    step = SPEED * np.array(DIRECTIONS[digit.direction])
     room = SIZE - SPRITE
-    folded = (np.array([scene.x, scene.y]) + step * time) % (2 * room)
+    folded = (np.array([digit.x, digit.y]) + step * time) % (2 * room)
     return np.minimum(folded, 2 * room - folded)
 
 
+def ground(scene: Scene) -> np.ndarray:
+    """What lies behind digits and curtain, uint8 RGB `[96, 96, 3]`."""
+    picture = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
+    picture[:] = BACKGROUNDS[scene.background]
+    if scene.pattern is not None:
+        cells = SIZE // CELL
+        light = np.random.default_rng(scene.pattern).integers(2, size=(cells, cells))
+        picture += (PATTERN_STEP * light.repeat(CELL, 0).repeat(CELL, 1)).astype(np.uint8)[..., None]
+    return picture
+
+
 def render(scene: Scene, frames: int, first: int = 0) -> np.ndarray:
-    """Frames `first` to `first + frames - 1` of a scene, uint8 RGB `[frames, 64, 64, 3]`."""
-    back = np.array(scene.background, dtype=np.float32)
-    alpha = sprite(scene.scan)[:, :, None]
-    box = back + alpha * (np.array(COLOURS[scene.colour], dtype=np.float32) - back)
+    """Frames `first` to `first + frames - 1` of a scene, uint8 RGB `[frames, 96, 96, 3]`."""
     video = np.empty((frames, SIZE, SIZE, 3), dtype=np.uint8)
-    video[:] = scene.background
-    for frame, (x, y) in zip(video, corners(scene, frames, first), strict=True):
-        frame[y : y + SPRITE, x : x + SPRITE] = np.rint(box)
+    video[:] = ground(scene)
+    latents = latent_of(np.arange(first, first + frames))
+    for digit in scene.digits:
+        alpha = sprite(digit.scan, digit.tilt, digit.width)[:, :, None]
+        ink = alpha * np.array(COLOURS[digit.colour], dtype=np.float32)
+        places = corners(digit, frames, first)
+        for frame in np.flatnonzero(latents >= digit.enters):
+            x, y = places[frame]
+            box = video[frame, y : y + SPRITE, x : x + SPRITE]
+            box[:] = np.rint(ink + (1 - alpha) * box)
+    if scene.curtain:
+        _draw_curtain(scene.curtain, video, latents)
     return video
 
 
-@functools.lru_cache(maxsize=4096)
-def sprite(scan: int) -> np.ndarray:
-    """Opacity of a scan at 24x24 pixels, float32 0..1: smoothly enlarged, edges made crisp."""
-    images, _ = _scans()
-    if not 0 <= scan < len(images):
-        raise InvalidSetting(f"scan {scan} does not exist, expected 0 to {len(images) - 1}")
-    weights = _enlarge()
-    soft = weights @ images[scan] @ weights.T
-    alpha = np.clip((soft - 0.5) * 1.7 + 0.5, 0.0, 1.0).astype(np.float32)
-    alpha.flags.writeable = False
-    return alpha
-
-
-@functools.lru_cache(maxsize=32)
-def scan_indices(split: Split, digit: int | None = None) -> np.ndarray:
-    """Indices of the scans of a split, of one digit or of all, int64 ascending."""
-    _, labels = _scans()
-    index = np.arange(len(labels))
-    held_out = index % HOLD_OUT == HOLD_OUT - 1
-    chosen = held_out if split == "test" else ~held_out
-    if digit is not None:
-        chosen &= labels == digit
-    index = index[chosen]
-    index.flags.writeable = False
-    return index
-
-
-@functools.lru_cache(maxsize=1)
-def _enlarge() -> np.ndarray:
-    """Cubic (Catmull-Rom) interpolation of 8 samples to 24 pixels, float64 `[24, 8]`.
-
-    2.8 pixels a sample: strokes that touch the scan's edge still fade out inside the box.
-    """
-    centre = (np.arange(SPRITE) + 0.5 - SPRITE / 2) / 2.8 + 3.5
-    d = np.abs(centre[:, None] - np.arange(8)[None])
-    near = 1.5 * d**3 - 2.5 * d**2 + 1
-    far = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
-    return np.where(d < 1, near, np.where(d < 2, far, 0.0))
-
-
-@functools.lru_cache(maxsize=1)
-def _scans() -> tuple[np.ndarray, np.ndarray]:
-    """Grey scans 0..1 `[1797, 8, 8]` and their labels `[1797]`."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InvalidSetting(
-            "the digits world needs scikit-learn's digits: pip install 'packcache[eval]'"
-        ) from error
-    bundle: Any = load_digits()  # its declared type is a union that hides the fields
-    return bundle.images / 16.0, bundle.target
+def _draw_curtain(curtain: Curtain, video: np.ndarray, latents: np.ndarray) -> None:
+    x, y, width, height = curtain.box
+    last = curtain.rises - 1
+    for colour, when in (
+        (CURTAIN, (latents >= curtain.falls) & (latents < last)),
+        (CURTAIN_LAST, latents == last),
+    ):
+        video[when, y : y + height, x : x + width] = colour

@@ -199,15 +199,36 @@ class Decoder:
         self.prefill_s = time.perf_counter() - start
 
     @torch.inference_mode()
-    def give(self, codes: Tensor) -> FrameResult:
-        """Commit a given latent frame, codes `[B, rows, cols]`, clean; the first is the anchor."""
+    def give(self, codes: Tensor, *, as_generated: bool = False) -> FrameResult:
+        """Commit a given latent frame, codes `[B, rows, cols]`, clean; the first is the anchor.
+
+        With `as_generated` it is committed as if it had just been decided: history, re-masked.
+        """
         start = time.perf_counter()
         self._check_given(codes)
         ids = torch.stack([self.vocab.frame(self.layout, c) for c in codes])
-        self._open(Role.IMAGE if self.frame == 0 else Role.HISTORY)
-        self._forward(ids.to(self.device), self._rotary())
-        self._commit(ids, visible=None)
+        if as_generated:
+            self._open(Role.HISTORY)
+            self._commit_generated(ids, self._rotary())
+        else:
+            self._open(Role.IMAGE if self.frame == 0 else Role.HISTORY)
+            self._forward(ids.to(self.device), self._rotary())
+            self._commit(ids, visible=None)
         return self._result(ids, start, given=True)
+
+    @torch.inference_mode()
+    def predict(self) -> Tensor:
+        """Guided float32 logits `[B, N, codes]` of the next latent frame, all of it masked.
+
+        What the model knows before it decides anything; leaves no trace.
+        """
+        self._open(Role.HISTORY)
+        ids = self._blank()
+        chosen = torch.arange(self.layout.content, device=self.device).expand(len(ids), -1)
+        logits = self._guided(self._forward(ids, self._rotary()), chosen)
+        for cache in self.caches:
+            cache.close()
+        return logits
 
     @torch.inference_mode()
     def generate(self) -> FrameResult:
@@ -215,14 +236,10 @@ class Decoder:
         start = time.perf_counter()
         self._open(Role.HISTORY)
         rotary = self._rotary()
-        blank = self.vocab.frame(self.layout)
-        ids = blank.expand(len(self.caches), -1).clone().to(self.device)
+        ids = self._blank()
         self._denoise(ids, rotary)
         finished = ids.cpu()
-        self._forward(
-            self.vocab.remask(self.layout, finished, self.history).to(self.device), rotary
-        )
-        self._commit(finished, visible=self.visible)
+        self._commit_generated(finished, rotary)
         self.generated += 1
         return self._result(finished, start, given=False)
 
@@ -257,6 +274,11 @@ class Decoder:
         ]
         cos, sin = zip(*tables, strict=True)
         return torch.stack(cos)[:, None], torch.stack(sin)[:, None]
+
+    def _blank(self) -> Tensor:
+        """Token ids `[B, P]` of frames of which nothing is decided."""
+        blank = self.vocab.frame(self.layout)
+        return blank.expand(len(self.caches), -1).clone().to(self.device)
 
     def _forward(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Hidden states `[B, branches, P, hidden]` of frames `[B, P]`."""
@@ -361,6 +383,11 @@ class Decoder:
         """Upstream never resets it: 0 from the second generated frame on (lumos1-spec 5.5.1)."""
         fresh = self.generated == 0 or self.sampling.reset_temperature
         return self.temperatures[step] if fresh else 0.0
+
+    def _commit_generated(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
+        masked = self.vocab.remask(self.layout, ids, self.history)
+        self._forward(masked.to(self.device), rotary)
+        self._commit(ids, visible=self.visible)
 
     def _commit(self, ids: Tensor, visible: np.ndarray | None) -> None:
         for cache, frame in zip(self.caches, ids, strict=True):

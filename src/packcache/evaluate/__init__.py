@@ -1,0 +1,1 @@
+"""Quality of clips: what they show against what is true."""
