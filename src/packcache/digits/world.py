@@ -34,6 +34,7 @@ __all__ = [
     "CURTAIN_LAST",
     "DIRECTIONS",
     "FPS",
+    "GROUP",
     "KINDS",
     "MEMORY_KINDS",
     "PATTERN_STEP",

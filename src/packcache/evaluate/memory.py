@@ -66,10 +66,10 @@ DEFAULT_POLICIES: dict[str, str] = {
     "paper": "packcache:budget=1,window=4",
     "paper literal": "packcache:budget=1,window=4,redistribute=false",
     "paper visible": "packcache:budget=3,window=4,drop_remasked=true",
-    "novelty, budget 2": "packcache:budget=2,window=4,order=novelty",
+    "novelty": "packcache:budget=1,window=4,order=novelty",
+    "novelty x 2": "packcache:budget=2,window=4,order=novelty",
     "window 3": "window:frames=3",
     "sink 1 + 3": "sink:sinks=1,frames=3",
-    "budget 3, window 5": "packcache:budget=3,window=5",
     "none": "none",
     DROPPED: DROPPED,
 }

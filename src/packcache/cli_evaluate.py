@@ -1,0 +1,150 @@
+"""`packcache evaluate`: quality against truth, and memory against the gap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from packcache.console import print_json, progress, write_json
+
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+ModelName = Annotated[str, typer.Option("--model", help="a model that comes with the package")]
+Seed = Annotated[int, typer.Option("--seed", help="of clips and draws")]
+Out = Annotated[Path | None, typer.Option("--out", help="folder for JSON and picture")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+
+
+@app.callback()
+def _evaluate() -> None:
+    """Measure quality against a world that can tell right from wrong (the embedded model's)."""
+
+
+@app.command()
+def truth(
+    model: ModelName = "digits",
+    clips: Annotated[int, typer.Option(help="clips to make and judge")] = 128,
+    frames: Annotated[int, typer.Option(help="pixel frames of each")] = 25,
+    memory_clips: Annotated[int, typer.Option(help="clips for recall at gap 2; 0: none")] = 64,
+    late_clips: Annotated[int, typer.Option(help="clips run on to frame 97; 0: none")] = 8,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """What the model gets right, beside the codec's ceiling, a frozen floor and the targets."""
+    from packcache.evaluate.table import truth_table
+    from packcache.lumos.pipeline import load
+
+    _check_out(out)
+    pipeline = load(model)
+    with progress("judging") as advance:
+        table = truth_table(
+            pipeline,
+            clips=clips,
+            frames=frames,
+            memory_clips=memory_clips,
+            late_clips=late_clips,
+            seed=seed,
+            on_step=advance,
+        )
+    if out is not None:
+        write_json(table.to_json(), out / "truth.json")
+    if as_json:
+        print_json(table.to_json())
+        return
+    print("\n".join(table.lines()))
+
+
+@app.command()
+def memory(
+    model: ModelName = "digits",
+    policies: Annotated[
+        str | None, typer.Option(help="policies to ask, as for compare [those of the docs]")
+    ] = None,
+    gaps: Annotated[str, typer.Option(help="latent frames under the curtain")] = "1,2,3,4,6,8,12",
+    clips: Annotated[int, typer.Option(help="clips a policy and gap")] = 64,
+    judged: Annotated[int, typer.Option(help="of these, generated and read as well")] = 0,
+    source: Annotated[str, typer.Option(help="where it was seen: history or anchor")] = "history",
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does the model know, when the curtain rises, what was behind it?"""
+    from packcache.evaluate import memory as asked
+    from packcache.evaluate import truth
+    from packcache.evaluate.memory_plot import plot
+    from packcache.lumos.pipeline import load
+    from packcache.policies import parse_policies
+
+    chosen = asked.DEFAULT_POLICIES
+    if policies is not None:
+        chosen = {label: label for label in parse_policies(policies)}
+    elif source == "history":  # nothing of the hidden object is in an anchor there
+        chosen = {label: text for label, text in chosen.items() if text != asked.DROPPED}
+    _check_out(out)
+    pipeline = load(model)
+    with progress("asking") as advance:
+        curve = asked.horizon(
+            pipeline,
+            chosen,
+            gaps=_numbers(gaps),
+            clips=clips,
+            seed=seed,
+            source=source,  # type: ignore[arg-type]  # checked where it is used
+            judge=(lambda frames, scene: truth.recall(frames, scene)) if judged else None,
+            judged=judged,
+            on_step=advance,
+        )
+    result = curve.to_json()
+    if out is not None:
+        write_json(result, out / f"memory_{source}.json")
+        plot(result, out / f"memory_{source}.svg")
+    if as_json:
+        print_json(result)
+        return
+    _print_memory(result)
+
+
+def _print_memory(result: dict[str, Any]) -> None:
+    """Recall in percent, a row a policy, a column a gap."""
+    gaps = result["workload"]["gaps"]
+    cells = {(row["policy"], row["gap"]): row for row in result["results"]}
+    print("object recalled, % of clips, by latent frames under the curtain; tokens held at the last")
+    print(f"{'':24}" + "".join(f"{gap:>7}" for gap in gaps) + f"{'held':>8}")
+    for policy in dict.fromkeys(row["policy"] for row in result["results"]):
+        rows = [cells[policy, gap] for gap in gaps]
+        shares = "".join(f"{100 * row['object']['mean']:7.0f}" for row in rows)
+        print(f"{policy:24}{shares}{rows[-1]['held']['mean']:8.0f}")
+    for verdict in result["power"]:
+        told = "differs" if verdict["separated"] else "DOES NOT DIFFER"
+        print(
+            f"control {verdict['control']} at gap {verdict['gap']}: {told} from full "
+            f"({100 * verdict['difference']:+.0f} points, p = {verdict['p']:.2g})"
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """ "1,2,4" as numbers."""
+    from packcache.errors import InvalidSetting
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidSetting(f"gaps is {text!r}, expected numbers such as 1,2,4") from None
+
+
+def _check_out(out: Path | None) -> None:
+    """A folder that can be written to, made if it is not there: before anything is computed."""
+    from packcache import video
+    from packcache.errors import OutputError
+
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file, expected a folder: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    video.check_folder(out)
