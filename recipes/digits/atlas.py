@@ -1,4 +1,4 @@
-"""Draw the world for the documentation: one clip of each kind, every fourth frame, its prompt above.
+"""Draw the world for the documentation: a clip of each kind, every fourth frame, its prompt above.
 
 python recipes/digits/atlas.py
 """

@@ -66,7 +66,9 @@ def make_clips(
 ) -> Clips:  # fmt: skip
     """Render and encode `count` clips, on `device`."""
     seeds = [seed * 1_000_000 + n for n in range(-(-count // CHUNK))]
-    chunks = in_parallel(functools.partial(draw_chunk, split=split, latents=latents), seeds, workers)
+    chunks = in_parallel(
+        functools.partial(draw_chunk, split=split, latents=latents), seeds, workers
+    )
     codec = codec.to(device)
     parts = [(encode(codec, frames), text.to(device)) for frames, text in chunks]
     codes, text = (torch.cat(part) for part in zip(*parts, strict=True))

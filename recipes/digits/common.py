@@ -34,10 +34,8 @@ def to_float(frames: Tensor) -> Tensor:
     return frames.movedim(-1, -4).float() / 255 * 2 - 1
 
 
-def in_parallel(
-    function: Callable[[int], Any], seeds: list[int], workers: int
-) -> Iterator[Any]:
-    """`function` of every seed, in order. Workers start at once: before CUDA does, which forbids it.
+def in_parallel(function: Callable[[int], Any], seeds: list[int], workers: int) -> Iterator[Any]:
+    """`function` of every seed, in order. Workers start at once: before CUDA, which forbids it later.
 
     A few results at a time: they wait in shared memory.
     """

@@ -19,9 +19,9 @@ class Sequences:
     """Sequences of one shape: `frames` latent frames, with or without text.
 
     Two copies: prefix, committed frames (re-masked, as the cache will hold them), then the same
-    frames at the same positions as frames to be decided. One of those sees the prefix, the committed
-    copies of earlier frames and itself. With `tube` there is one copy, masked once and for all, as
-    the paper trains; a frame sees the prefix, the frames before it and itself.
+    frames at the same positions as frames to be decided. One of those sees the prefix, the
+    committed copies of earlier frames and itself. With `tube` there is one copy, masked once and
+    for all, as the paper trains; a frame sees the prefix, the frames before it and itself.
     """
 
     def __init__(self, model: Lumos, frames: int, with_text: bool, *, tube: bool = False) -> None:

@@ -277,7 +277,9 @@ class HeldOut:
         logits = logits.unflatten(0, tuple(hidden.shape))
         first = F.cross_entropy(logits[:, 0].flatten(0, 1), clips.codes[:, 0].flatten())
         right = logits.argmax(-1) == clips.codes
-        share = {f"accuracy_{f}": right[:, f][self.ink[:, f]].float().mean().item() for f in (1, 3, 6)}
+        share = {
+            f"accuracy_{f}": right[:, f][self.ink[:, f]].float().mean().item() for f in (1, 3, 6)
+        }
         back = self.ink & self.returned[..., None]
         return {
             **share,

@@ -102,11 +102,15 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     pool = Groups(args.seed, args.device, args.workers)
     codec = DigitsCodec().to(args.device)
-    optimiser = torch.optim.AdamW(codec.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(
+        codec.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=1e-4
+    )
     run = Run(args, {"codec": codec, "optimiser": optimiser})
     curve = Curve(args.curve, fresh=not args.resume)
     while run.share < 1:
-        rate = PEAK_RATE * min(1.0, (run.step + 1) / WARMUP) * (1 + math.cos(math.pi * run.share)) / 2
+        rate = (
+            PEAK_RATE * min(1.0, (run.step + 1) / WARMUP) * (1 + math.cos(math.pi * run.share)) / 2
+        )
         for group in optimiser.param_groups:
             group["lr"] = rate
         groups, weight = pool.cut(np.random.default_rng((args.seed, run.step)))

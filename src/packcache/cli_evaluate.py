@@ -113,7 +113,9 @@ def _print_memory(result: dict[str, Any]) -> None:
     """Recall in percent, a row a policy, a column a gap."""
     gaps = result["workload"]["gaps"]
     cells = {(row["policy"], row["gap"]): row for row in result["results"]}
-    print("object recalled, % of clips, by latent frames under the curtain; tokens held at the last")
+    print(
+        "object recalled, % of clips, by latent frames under the curtain; tokens held at the last"
+    )
     print(f"{'':24}" + "".join(f"{gap:>7}" for gap in gaps) + f"{'held':>8}")
     for policy in dict.fromkeys(row["policy"] for row in result["results"]):
         rows = [cells[policy, gap] for gap in gaps]

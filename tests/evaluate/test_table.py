@@ -84,13 +84,14 @@ def test_bad_counts_are_one_line(pipeline, settings, message):
         tables.truth_table(pipeline, **settings)
 
 
+def run(command: str, *more: str):
+    return CliRunner().invoke(app, [*command.split(), *more])
+
+
 def test_command_writes_json_and_prints_the_table(tmp_path):
     out = tmp_path / "out"
-    made = CliRunner().invoke(
-        app,
-        ["evaluate", "truth", "--clips", "1", "--frames", "5", "--memory-clips", "0"]
-        + ["--late-clips", "0", "--out", str(out)],
-    )
+    short = "--clips 1 --frames 5 --memory-clips 0 --late-clips 0"
+    made = run(f"evaluate truth {short} --out", str(out))
     assert made.exit_code == 0, made.output
     assert "digit right, one-digit clips" in made.output
     assert json.loads((out / "truth.json").read_text())["workload"]["frames"] == 5
@@ -98,11 +99,8 @@ def test_command_writes_json_and_prints_the_table(tmp_path):
 
 
 def test_memory_command_writes_json_and_picture(tmp_path):
-    made = CliRunner().invoke(
-        app,
-        ["evaluate", "memory", "--clips", "2", "--gaps", "1", "--policies", "full,window"]
-        + ["--out", str(tmp_path)],
-    )
+    short = "--clips 2 --gaps 1 --policies full,window"
+    made = run(f"evaluate memory {short} --out", str(tmp_path))
     assert made.exit_code == 0, made.output
     assert "full" in made.output and "held" in made.output
     result = json.loads((tmp_path / "memory_history.json").read_text())
@@ -119,5 +117,5 @@ def test_memory_command_writes_json_and_picture(tmp_path):
     ],
 )
 def test_wrong_use_of_memory_is_one_line(options, message):
-    made = CliRunner().invoke(app, ["evaluate", "memory", "--clips", "1", *options])
+    made = run("evaluate memory --clips 1", *options)
     assert isinstance(made.exception, InvalidSetting) and message in str(made.exception)

@@ -44,7 +44,7 @@ def sprite(scan: int, tilt: float = 0.0, width: float = 1.0) -> np.ndarray:
     soft = affine_transform(
         images[scan],
         matrix,
-        offset=3.5 - matrix @ [middle, middle],
+        offset=(3.5 - matrix @ [middle, middle]).tolist(),  # type: ignore[arg-type]  # a pair is fine
         output_shape=(SPRITE, SPRITE),
         mode="constant",
     )
