@@ -5,10 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# make train-digits MINUTES=120 DEVICE=cuda
+# make train-digits DEVICE=cuda COMPILE=1 CODEC_MINUTES=1.6 MINUTES=14.9 WORKERS=14   the shipped run
 DEVICE ?= cpu
-CODEC_MINUTES ?= 15
-MINUTES ?= 50
+CODEC_MINUTES ?= 20
+MINUTES ?= 240
+WORKERS ?= 0
+TRAINING = --resume --device $(DEVICE) --workers $(WORKERS)
 
 .PHONY: setup demo test lint golden train-digits bench-digits
 
@@ -36,8 +38,8 @@ test: lint golden
 
 # the codec first, then the model that speaks its tokens; goes on where it was stopped
 train-digits: setup
-	$(BIN)/python recipes/digits/train_codec.py --resume --device $(DEVICE) --minutes $(CODEC_MINUTES)
-	$(BIN)/python recipes/digits/train.py --resume --device $(DEVICE) --minutes $(MINUTES)
+	$(BIN)/python recipes/digits/train_codec.py $(TRAINING) --minutes $(CODEC_MINUTES)
+	$(BIN)/python recipes/digits/train.py $(TRAINING) --minutes $(MINUTES) $(if $(COMPILE),--compile)
 
 bench-digits: setup
 	$(BIN)/python benchmarks/long_clip.py $(ARGS)

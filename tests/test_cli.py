@@ -1,6 +1,7 @@
 """The program: what it writes, what it prints, and one clear line for every wrong use."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 
 import packcache
-from packcache import cli
+from packcache import console
 from packcache.cli import main
+from packcache.evaluate import reading
 
 PROMPT = "a red 3 moving right"
 
@@ -48,7 +50,7 @@ def test_generate_writes_exactly_the_frames_asked_for(run, tmp_path):
     assert code == 0 and err == ""
     assert "7 frames with PackCache(budget=1, window=4)" in printed
     frames, fps = read(out)
-    assert frames.shape == (7, 64, 64, 3) and fps == 12
+    assert frames.shape == (7, 96, 96, 3) and fps == 12
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
 
 
@@ -125,12 +127,37 @@ def test_report_needs_no_network(run, tmp_path):
         assert outside not in page
 
 
-def test_demo_ends_with_three_numbers(run, tmp_path):
-    code, printed, _ = run("demo", "--frames", 9, "--out", tmp_path / "new" / "demo")
+def test_demo_ends_with_three_numbers_and_a_report_of_what_was_remembered(run, tmp_path):
+    out = tmp_path / "new" / "demo"
+    code, printed, err = run("demo", "--frames", 21, "--out", out)
     lines = printed.strip().splitlines()
-    assert code == 0 and len(lines) == 4
+    assert code == 0 and err == "" and len(lines) == 4
     assert "MB" in lines[0] and "faster" in lines[1] and "faster" in lines[2]
     assert "report.html" in lines[3]
+    page = (out / "report.html").read_text()
+    assert "Its first 17 frames are given" in page
+    assert re.search("<td>packcache</td><td>[0-9.]+</td><td>[0-9]+ of 64</td>", page)
+    assert re.search("<tr><td>full</td>.{,40}<td>digit and colour right</td></tr>", page)
+
+
+def test_demo_needs_no_scikit_learn(run, tmp_path, monkeypatch):
+    """A plain install draws no scans and fits no reader."""
+    for name in ("sklearn", "sklearn.datasets", "scipy", "scipy.ndimage", "scipy.linalg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    reading.reader.cache_clear()
+    code, printed, err = run("demo", "--frames", 18, "--out", tmp_path / "demo")
+    assert code == 0 and err == "" and "report.html" in printed
+    page = (tmp_path / "demo/report.html").read_text()
+    assert "percentile of seed 0 among 64" in page and "came back" not in page
+
+
+def test_a_demo_that_ends_under_the_curtain_is_wrong_use(run, tmp_path):
+    code, printed, err = run("demo", "--frames", 17, "--out", tmp_path / "demo")
+    assert code == 2 and printed == ""
+    assert err == (
+        "packcache: video has 17 frames of a clip of 17: expected fewer, or more frames\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_image_is_resized_with_a_note(run, tmp_path, caplog):
@@ -140,7 +167,7 @@ def test_image_is_resized_with_a_note(run, tmp_path, caplog):
         "--out", tmp_path / "c.mp4",
     )  # fmt: skip
     assert code == 0
-    assert "the image is 200x100: resized and cropped to 64x64" in caplog.text
+    assert "the image is 200x100: resized and cropped to 96x96" in caplog.text
 
 
 WRONG = {
@@ -258,7 +285,7 @@ def test_nan_weights_are_reported(run, tmp_path, monkeypatch):
 def test_help_names_every_command(run):
     code, printed, _ = run("--help")
     assert code == 0
-    for command in ("generate", "compare", "demo"):
+    for command in ("generate", "compare", "demo", "evaluate"):
         assert command in printed
 
 
@@ -267,6 +294,6 @@ def test_version(run):
 
 
 def test_progress_is_silent_when_piped(run, tmp_path):
-    assert not cli._err.is_terminal
+    assert not console.err.is_terminal
     _, _, err = run("generate", PROMPT, "--frames", 1, "--steps", 1, "--out", tmp_path / "c.mp4")
     assert err == ""

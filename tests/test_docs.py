@@ -1,5 +1,6 @@
 """Prose cannot drift: commands exist, snippets run, the tree is real, numbers name their source."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -81,6 +82,17 @@ def test_readme_tree_is_real():
     rooms = {p.name for p in inside.glob("*.py") if not p.name.startswith("__")}
     folders = {f"{p.name}/" for p in inside.iterdir() if (p / "__init__.py").exists()}
     assert rooms | folders <= listed
+
+
+def test_the_truth_table_is_the_measured_one():
+    result = json.loads((ROOT / "benchmarks/results/truth.json").read_text())
+    page = (ROOT / "docs/digits.md").read_text()
+    for row in result["results"]:
+        line = next(line for line in page.splitlines() if line.startswith(f"| {row['title']} "))
+        measured = row["measured"]
+        for name in ("mean", "low", "high"):
+            assert f"{measured[name]:.1f}" in line, (row["title"], name)
+        assert row["unit"] in line and str(row["aim"]) in line
 
 
 def test_links_lead_somewhere():

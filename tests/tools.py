@@ -21,7 +21,7 @@ from packcache.timeline import FrameLayout, Role, Span, Timeline
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 
-#: 76 tokens, the frame of the embedded model.
+#: 76 tokens, the frame of the golden data and of the worked examples.
 LAYOUT = FrameLayout(rows=8, cols=8)
 
 #: Prompts of different length, as text ids of the tiny model.

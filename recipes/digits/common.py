@@ -35,7 +35,7 @@ def to_float(frames: Tensor) -> Tensor:
 
 
 def in_parallel(function: Callable[[int], Any], seeds: list[int], workers: int) -> Iterator[Any]:
-    """`function` of every seed, in order. Workers start at once: before CUDA, which forbids it later.
+    """`function` of every seed, in order. Workers start at once: before CUDA forbids it.
 
     A few results at a time: they wait in shared memory.
     """

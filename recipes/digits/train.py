@@ -228,7 +228,7 @@ def train(args: argparse.Namespace) -> None:
     held_out = HeldOut(codec, args.device)
     trainer = Trainer(args)
     run = Run(args, trainer.state())
-    curve = Curve(args.curve, fresh=not args.resume)
+    curve = Curve(args.curve, fresh=run.step == 0)
     losses: list[tuple[Tensor, Tensor]] = []
     while run.share < 1:
         frames = next(length for until, length in STAGES if run.share < until or until == 1)

@@ -106,7 +106,7 @@ def train(args: argparse.Namespace) -> None:
         codec.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=1e-4
     )
     run = Run(args, {"codec": codec, "optimiser": optimiser})
-    curve = Curve(args.curve, fresh=not args.resume)
+    curve = Curve(args.curve, fresh=run.step == 0)
     while run.share < 1:
         rate = (
             PEAK_RATE * min(1.0, (run.step + 1) / WARMUP) * (1 + math.cos(math.pi * run.share)) / 2

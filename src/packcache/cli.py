@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from importlib import resources
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import packcache
-from packcache.errors import OutputError, PackCacheError
+from packcache import cli_evaluate
+from packcache.console import print_json, progress
+from packcache.errors import InvalidSetting, OutputError, PackCacheError
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_err = Console(stderr=True, highlight=False)
+app.add_typer(cli_evaluate.app, name="evaluate")
 
 Prompt = Annotated[str, typer.Argument(help="what to show, e.g. 'a red 3 moving right'")]
 ImageFile = Annotated[Path | None, typer.Option("--image", help="first frame of the clip")]
@@ -46,9 +43,8 @@ POLICIES_HELP = (
 #: The exit code of a program stopped by Ctrl-C.
 _INTERRUPTED = 130
 
-#: The clip of `packcache demo`: a picture that nobody trained on is set in motion.
-DEMO_PROMPT, DEMO_PICTURE = "a red 3 moving right", "pictures/red-3.png"
-DEMO_POLICIES = "full,window,packcache,packcache:budget=2,window=3,order=novelty"
+#: What `packcache demo` compares.
+DEMO_POLICIES = "full,window,packcache,packcache:budget=2,window=4,order=novelty,n_sinks=1"
 DEMO_FRAMES = 97
 
 
@@ -92,7 +88,7 @@ def generate(
     chosen = parse_policy(_with_settings(policy, budget=budget, window=window))
     video.check_output(out)
     pipeline = load(model)
-    with _progress("generating") as advance:
+    with progress("generating") as advance:
         clip = pipeline.generate(
             prompt,
             frames=frames,
@@ -106,7 +102,7 @@ def generate(
         )
     clip.save(out)
     if as_json:
-        _print_json(clip.to_json(pipeline))
+        print_json(clip.to_json(pipeline))
         return
     stats = clip.stats
     print(f"{out}: {len(clip.frames)} frames with {clip.policy!r}")
@@ -137,7 +133,7 @@ def compare(
         positions=positions, rebase=rebase, **_given(steps=steps, guidance=guidance),
     )  # fmt: skip
     if as_json:
-        _print_json(comparison.to_json())
+        print_json(comparison.to_json())
         return
     _print_comparison(comparison, paths)
 
@@ -148,26 +144,36 @@ def demo(
     frames: FrameCount = DEMO_FRAMES,
     as_json: AsJson = False,
 ) -> None:
-    """See it work: one clip, three caches, three numbers. No GPU, no download."""
+    """See it work: one clip, four caches, three numbers. No GPU, no download."""
+    from packcache.inspect.demo import load_clip
+
+    clip = load_clip()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with resources.as_file(resources.files("packcache.digits") / DEMO_PICTURE) as picture:
-        comparison, paths = _compare(
-            DEMO_PROMPT,
-            DEMO_POLICIES,
-            out,
-            model="digits",
-            image=picture,
-            frames=frames,
-            seed=0,
-        )
+    comparison, paths = _compare(
+        clip.prompt,
+        DEMO_POLICIES,
+        out,
+        about=lambda made: clip.about(_readings(made, clip.scene)),
+        model="digits",
+        video=clip.given,
+        frames=frames,
+        seed=clip.seed,
+    )
     if as_json:
-        _print_json(comparison.to_json())
+        print_json(comparison.to_json())
         return
     _print_comparison(comparison, paths)
 
 
 def _compare(
-    prompt: str, policies: str, out: Path, *, model: str, frames: int, **settings: Any
+    prompt: str,
+    policies: str,
+    out: Path,
+    *,
+    about: Callable[[Any], Any] = lambda _: None,
+    model: str,
+    frames: int,
+    **settings: Any,
 ) -> tuple[Any, dict[str, Path]]:
     from packcache import video
     from packcache.inspect import report
@@ -180,10 +186,28 @@ def _compare(
         raise OutputError(f"{out} is a file, expected a folder: choose another --out")
     video.check_folder(out if out.is_dir() else out.parent)
     pipeline = load(model)
-    with _progress("comparing") as advance:
+    with progress("comparing") as advance:
         comparison = run(pipeline, prompt, chosen, frames=frames, on_frame=advance, **settings)
     out.mkdir(exist_ok=True)
-    return comparison, report.save(comparison, out)
+    return comparison, report.save(comparison, out, about(comparison))
+
+
+def _readings(comparison: Any, scene: Any) -> dict[str, str]:
+    """What came out from behind the curtain, by policy; nothing without the reader's extra."""
+    from packcache.evaluate import truth
+
+    try:
+        reader = truth.reader()
+    except InvalidSetting:
+        return {}
+    words = {}
+    for entry in comparison.entries:
+        found = truth.recall(entry.clip.frames, scene, reader)
+        digit, colour = ("right" if right else "wrong" for right in (found.digit, found.colour))
+        both = f"digit and colour {digit}"
+        told = both if digit == colour else f"digit {digit}, colour {colour}"
+        words[entry.label] = told if found.found else "cannot be read"
+    return words
 
 
 def _print_comparison(comparison: Any, paths: dict[str, Path]) -> None:
@@ -204,25 +228,6 @@ def _with_settings(policy: str, **settings: str | int | None) -> str:
 
 def _given(**options: Any) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal; silence when piped. Yields `advance(done, total)`."""
-    if not _err.is_terminal:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=_err, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from packcache.video import write_text
+
 __all__ = ["err", "print_json", "progress", "write_json"]
 
 err = Console(stderr=True, highlight=False)
@@ -36,8 +38,5 @@ def print_json(value: Any) -> None:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Under a temporary name first, then renamed: whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    """Whole or not there."""
+    write_text(path, json.dumps(value, indent=1) + "\n")

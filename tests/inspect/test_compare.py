@@ -2,12 +2,20 @@
 
 import re
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 import packcache as pc
 from packcache.inspect.compare import compare
-from packcache.inspect.picture import film_strip, readable_bytes, side_by_side
-from packcache.inspect.report import headline, save
+from packcache.inspect.picture import (
+    _columns,
+    _two_lines,
+    film_strip,
+    readable_bytes,
+    side_by_side,
+)
+from packcache.inspect.report import About, headline, save
 from packcache.lumos.cost import clip_operations, linear_parameters
 from packcache.policies import parse_policies
 
@@ -40,16 +48,16 @@ def test_operations_are_counted_from_shapes(comparison):
     config, entry = gen.model.config, comparison.entries[0]
     linear = sum(p.numel() for n, p in gen.model.named_parameters() if "proj" in n)
     assert linear_parameters(config) == linear
-    forward = 2 * linear * 76 + 6 * 4 * 76 * (100 + 76) * 192
-    head = 2 * 64 * 192 * config.token_ids.num_codes
+    forward = 2 * linear * 160 + 6 * 4 * 160 * (100 + 160) * 256
+    head = 2 * 144 * 256 * config.token_ids.num_codes
     (counted,) = clip_operations(config, comparison.layout, entry.clip.sampling, [100])
     assert counted == 2 * (2 * forward + head)
 
 
 def test_held_tokens_at_the_end(comparison):
     _, window, packed = comparison.entries
-    assert {f: len(held) for f, held in packed.held.items()} == {7: 38, 6: 19, 5: 10, 4: 9}
-    assert {f: len(held) for f, held in window.held.items()} == {7: 76}
+    assert {f: len(held) for f, held in packed.held.items()} == {7: 80, 6: 40, 5: 20, 4: 20}
+    assert {f: len(held) for f, held in window.held.items()} == {7: 160}
 
 
 def test_pictures_have_even_sizes_and_every_frame(comparison):
@@ -62,7 +70,7 @@ def test_report_shows_the_measured_numbers(comparison, tmp_path):
     page = save(comparison, tmp_path)["report.html"].read_text()
     for entry in comparison.entries:
         assert f"{entry.clip.stats.total_s:.2f} s" in page
-    drawn = len(re.findall("holds [0-9]+ of 76", page))
+    drawn = len(re.findall("holds [0-9]+ of 160", page))
     assert drawn == sum(len(kept) for e in comparison.entries for kept in e.clip.stats.kept)
 
 
@@ -77,3 +85,52 @@ def test_headline_speaks_of_packcache(comparison):
 )
 def test_readable_bytes(count, text):
     assert readable_bytes(count) == text
+
+
+@pytest.fixture(scope="module")
+def continued():
+    """A comparison that starts with 9 given frames, of a flat grey."""
+    grey = np.full((9, 96, 96, 3), 60, dtype=np.uint8)
+    policies = parse_policies("full,packcache:budget=2,window=3,order=novelty,n_sinks=1")
+    return compare(pc.load("digits"), "a red 3", policies, frames=29, steps=1, video=grey)
+
+
+def test_given_frames_start_every_clip_and_are_counted(continued, comparison):
+    full, packed = (entry.clip for entry in continued.entries)
+    assert np.array_equal(full.frames[:9], packed.frames[:9])
+    assert full.stats.given_latents == packed.stats.given_latents == 3
+    assert continued.workload["given_frames"] == 9 and continued.workload["image"] is None
+    assert comparison.workload["given_frames"] == 0
+    (first, second, third, fourth, *_) = continued.entries[0].operations
+    assert first < second < third < fourth / 2  # a given frame is one forward, no step
+
+
+def test_given_frames_are_marked_until_they_end(continued):
+    frames = side_by_side(continued)
+    corner = (slice(112, 145), slice(28, 100))  # upper left of the first picture
+    grey = frames[8][corner].astype(int), frames[9][corner].astype(int)
+    assert (grey[0] < 40).any() and (grey[0] > 200).any()  # a dark plate with light letters
+    assert not (grey[1] > 200).any()
+
+
+def test_film_strip_shows_the_given_start_and_the_frame_after_it():
+    assert _columns(97, 17, 9).tolist() == [0, 8, 16, 17, 33, 49, 64, 80, 96]
+    assert _columns(97, 0, 9).tolist() == [0, 12, 24, 36, 48, 60, 72, 84, 96]
+    assert _columns(97, 1, 9).tolist() == [0, 1, 15, 28, 42, 55, 69, 82, 96]
+    assert _columns(6, 5, 9).tolist() == [0, 2, 4, 5]
+
+
+def test_long_settings_take_two_lines():
+    draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(13)
+    text = "budget=2,window=4,order=novelty,n_sinks=1"
+    first, second = _two_lines(draw, text, font, 190)
+    assert first + "," + second == text
+    assert max(draw.textlength(line, font) for line in (first, second)) <= 190
+    assert _two_lines(draw, "", font, 190) == [] and _two_lines(draw, "a=1", font, 190) == ["a=1"]
+
+
+def test_report_tells_what_the_clip_is_about(continued, tmp_path):
+    about = About(paragraphs=["What is <behind> it.", "More."], rows=[["policy"], ["a<b"]])
+    page = save(continued, tmp_path, about)["report.html"].read_text()
+    assert "<p>What is &lt;behind&gt; it.</p><p>More.</p>" in page
+    assert "<tr><th>policy</th></tr>" in page and "<tr><td>a&lt;b</td></tr>" in page

@@ -253,7 +253,9 @@ def ground(scene: Scene) -> np.ndarray:
     if scene.pattern is not None:
         cells = SIZE // CELL
         light = np.random.default_rng(scene.pattern).integers(2, size=(cells, cells))
-        picture += (PATTERN_STEP * light.repeat(CELL, 0).repeat(CELL, 1)).astype(np.uint8)[..., None]
+        picture += (PATTERN_STEP * light.repeat(CELL, 0).repeat(CELL, 1)).astype(np.uint8)[
+            ..., None
+        ]
     return picture
 
 

@@ -20,6 +20,7 @@ from packcache.lumos.pipeline import Clip, Picture, Pipeline, Run
 from packcache.lumos.vocab import latent_frames
 from packcache.policies import FullCache, Policy
 from packcache.timeline import FrameLayout
+from packcache.video import Frames
 
 __all__ = ["SCHEMA", "Comparison", "Entry", "compare"]
 
@@ -88,14 +89,16 @@ def compare(
     frames: int,
     seed: int = 0,
     image: Picture | None = None,
+    video: Frames | None = None,
     on_frame: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Comparison:
     """Make the clip once per policy; settings as for `Pipeline.run`."""
     if not policies:
         raise InvalidSetting("no policy to compare: give at least one")
+    given = {"image": image, "video": video}
     runs = {
-        label: pipeline.run([prompt], frames=frames, seed=seed, image=image, policy=p, **settings)
+        label: pipeline.run([prompt], frames=frames, seed=seed, policy=p, **given, **settings)
         for label, p in policies.items()
     }
     results: dict[str, list[torch.Tensor]] = {label: [] for label in runs}
@@ -118,6 +121,7 @@ def compare(
         "model": pipeline.name,
         "prompt": prompt,
         "image": _image_name(image),
+        "given_frames": int(image is not None) if video is None else len(video),
         "frames": frames,
         "latent_frames": decoder.frame,
         "tokens_per_frame": decoder.layout.tokens,

@@ -8,6 +8,7 @@ import io
 import json
 import string
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from packcache.inspect.compare import Comparison, Entry
 from packcache.inspect.picture import colour_of, film_strip, readable_bytes, side_by_side
 from packcache.video import replacing, write_text, write_video
 
-__all__ = ["headline", "render", "save"]
+__all__ = ["About", "headline", "render", "save"]
 
 _WIDTH, _HEIGHT = 480, 240
 _LEFT, _BOTTOM, _TOP = 72, 28, 10
@@ -26,7 +27,15 @@ _LEFT, _BOTTOM, _TOP = 72, 28, 10
 _GRIDS = 6
 
 
-def save(comparison: Comparison, folder: Path) -> dict[str, Path]:
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What to know of the clip of a report: paragraphs, then a table, its first row the heads."""
+
+    paragraphs: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+
+def save(comparison: Comparison, folder: Path, about: About | None = None) -> dict[str, Path]:
     """Write compare.mp4, strip.png, report.html and results.json into `folder`."""
     paths = {
         name: folder / name for name in ("compare.mp4", "strip.png", "report.html", "results.json")
@@ -38,7 +47,7 @@ def save(comparison: Comparison, folder: Path) -> dict[str, Path]:
         strip.save(draft)
     video = paths["compare.mp4"].read_bytes()
     poster = Image.fromarray(frames[len(frames) // 2])
-    write_text(paths["report.html"], render(comparison, video, poster, strip))
+    write_text(paths["report.html"], render(comparison, video, poster, strip, about))
     write_text(paths["results.json"], json.dumps(comparison.to_json(), indent=1) + "\n")
     return paths
 
@@ -70,7 +79,13 @@ def _hero(comparison: Comparison) -> Entry:
     return (packed or comparison.entries[-1:])[0]
 
 
-def render(comparison: Comparison, video: bytes, poster: Image.Image, strip: Image.Image) -> str:
+def render(
+    comparison: Comparison,
+    video: bytes,
+    poster: Image.Image,
+    strip: Image.Image,
+    about: About | None = None,
+) -> str:
     """The report as HTML text."""
     template = string.Template(
         (resources.files("packcache.inspect") / "report.html").read_text(encoding="utf-8")
@@ -85,6 +100,7 @@ def render(comparison: Comparison, video: bytes, poster: Image.Image, strip: Ima
             f"model {work['model']}, seed {work['seed']}; "
             f"{len(comparison.entries)} cache policies with the same noise."
         ),
+        about=_about(about or About()),
         numbers="".join(
             f'<div class="number"><b>{escape(number)}</b><span>{escape(what)}</span></div>'
             for number, what in headline(comparison)
@@ -105,6 +121,21 @@ def render(comparison: Comparison, video: bytes, poster: Image.Image, strip: Ima
         workload=escape(json.dumps(work)),
         environment=escape(json.dumps(comparison.environment)),
     )
+
+
+def _about(about: About) -> str:
+    text = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in about.paragraphs)
+    rows = [[html.escape(cell) for cell in row] for row in about.rows]
+    return text + (_html_table(rows[0], rows[1:]) if rows else "")
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
+    heads = "".join(f"<th>{name}</th>" for name in head)
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
 
 
 def _png(image: Image.Image) -> str:
@@ -156,19 +187,19 @@ def _table(comparison: Comparison) -> str:
     rows = []
     for entry in comparison.entries:
         stats, times = entry.clip.stats, comparison.speedups(entry)
+        settings = html.escape(repr(entry.clip.policy))
         cells = (
-            f"<td title='{html.escape(repr(entry.clip.policy))}'>{html.escape(entry.label)}</td>",
-            f"<td>{readable_bytes(stats.kv_bytes[-1])}</td>",
-            f"<td>{stats.total_s:.2f} s</td>",
-            f"<td>{times['speedup_total']:.2f}x</td>",
-            f"<td>{times['predicted_total']:.2f}x</td>",
-            f"<td>{stats.last_s:.3f} s</td>",
-            f"<td>{times['speedup_last']:.2f}x</td>",
-            f"<td>{times['predicted_last']:.2f}x</td>",
+            f"<span title='{settings}'>{html.escape(entry.label)}</span>",
+            readable_bytes(stats.kv_bytes[-1]),
+            f"{stats.total_s:.2f} s",
+            f"{times['speedup_total']:.2f}x",
+            f"{times['predicted_total']:.2f}x",
+            f"{stats.last_s:.3f} s",
+            f"{times['speedup_last']:.2f}x",
+            f"{times['predicted_last']:.2f}x",
         )
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{name}</th>" for name in head)
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        rows.append(cells)
+    return _html_table(head, rows)
 
 
 def _map(comparison: Comparison, number: int) -> str:

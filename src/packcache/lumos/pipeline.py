@@ -205,6 +205,7 @@ class Pipeline:
         *,
         frames: int | None,
         image: Picture | None = None,
+        video: Frames | None = None,
         policy: Policy | None = None,
         seed: int | Sequence[int] = 0,
         positions: PositionMode = "rebase",
@@ -216,6 +217,8 @@ class Pipeline:
         Args:
             frames: pixel frames to make; None goes on for ever.
             image: condition image, given as a file or a PIL image: the first frame of the clip.
+            video: instead of an image, uint8 frames `[1 + 4n, H, W, 3]` to go on from. The clip
+                starts with them; the first is the condition image, the others clean history.
             policy: which tokens stay; default `PackCache()`.
             seed: of the draws; one for all prompts, or one each.
             positions, rebase: as for `FrameCache`.
@@ -229,6 +232,7 @@ class Pipeline:
             raise InvalidSetting(
                 f"{len(seeds)} seeds for {len(prompts)} prompts: give one or one each"
             )
+        self._check_given(image, video, frames)
         vocab = Vocab(self.model.config)
         layout = vocab.layout(*self.size)
         latents = (
@@ -246,9 +250,33 @@ class Pipeline:
             rebase=rebase,
         )
         start = time.perf_counter()
-        given = None if image is None else self.encode_image(image)
+        given = None if image is None else self.encode_image(image)[None]
+        given = given if video is None else self.encode_video(video)
         stats = Stats(codec_s=time.perf_counter() - start)
         return Run(decoder=decoder, latents=latents, given=given, seeds=seeds, stats=stats)
+
+    def _check_given(self, image: Picture | None, video: Frames | None, frames: int | None) -> None:
+        if video is None:
+            return
+        if image is not None:
+            raise InvalidSetting("both image and video are given: the first frame of video is one")
+        group, (width, height) = self.model.config.compression[0], self.size
+        count, *rest = np.shape(video) or (0,)
+        kind = getattr(video, "dtype", type(video).__name__)
+        if rest != [height, width, 3] or kind != np.uint8:
+            raise InvalidSetting(
+                f"video is {kind} of shape {np.shape(video)}, expected uint8 "
+                f"[T, {height}, {width}, 3]: scale it first"
+            )
+        if count % group != 1:
+            raise InvalidSetting(
+                f"video has {count} frames, expected 1 + a multiple of {group} (1, 5, 9, ...): "
+                "drop frames at its start"
+            )
+        if frames is not None and count >= frames:
+            raise InvalidSetting(
+                f"video has {count} frames of a clip of {frames}: expected fewer, or more frames"
+            )
 
     def _seconds(self, frames: int | None) -> int:
         if self.seconds is not None:
@@ -267,10 +295,14 @@ class Pipeline:
                 "the image is %dx%d: resized and cropped to %dx%d", *picture.size, *self.size
             )
             picture = crop_to(picture, self.size)
-        pixels = torch.from_numpy(np.asarray(picture).copy()).movedim(-1, 0)  # [3, H, W]
+        return self.encode_video(np.asarray(picture)[None])[0]
+
+    def encode_video(self, video: Frames) -> Tensor:
+        """Codes `[1 + n, h, w]` of frames `[1 + 4n, H, W, 3]` uint8."""
+        pixels = torch.from_numpy(video.copy()).movedim(-1, 0)  # [3, T, H, W]
         with torch.inference_mode():
-            indices, _ = self.codec.encode(pixels[None, :, None].float() / 255 * 2 - 1)
-        return indices[0, 0]
+            indices, _ = self.codec.encode(pixels[None].float() / 255 * 2 - 1)
+        return indices[0]
 
     def pixels(self, codes: Tensor) -> Frames:
         """Frames `[1 + 4(t-1), H, W, 3]` uint8 of codes `[t, h, w]` (truncated, lumos1-spec 6)."""
@@ -282,7 +314,10 @@ class Pipeline:
 
 @dataclass(kw_only=True, eq=False)
 class Run:
-    """Latent frames of one call as they are made; `stats` grows with them."""
+    """Latent frames of one call as they are made; `stats` grows with them.
+
+    `given [t, h, w]` are the codes that every prompt's clip starts with.
+    """
 
     decoder: Decoder
     latents: int | None
@@ -296,8 +331,8 @@ class Run:
 
     def __iter__(self) -> Iterator[FrameResult]:
         given = self.given
-        if given is not None:  # the same picture for every prompt, one latent frame
-            given = given.expand(len(self.decoder.caches), 1, *given.shape)
+        if given is not None:
+            given = given.expand(len(self.decoder.caches), *given.shape)
         for result in self.decoder.frames(self.latents, given):
             self.stats.prefill_s = self.decoder.prefill_s
             self.stats.add(result)
