@@ -80,11 +80,9 @@ def memory(
     from packcache.lumos.pipeline import load
     from packcache.policies import parse_policies
 
-    chosen = asked.DEFAULT_POLICIES
+    chosen = asked.ANCHOR_POLICIES if source == "anchor" else asked.DEFAULT_POLICIES
     if policies is not None:
         chosen = {label: label for label in parse_policies(policies)}
-    elif source == "history":  # nothing of the hidden object is in an anchor there
-        chosen = {label: text for label, text in chosen.items() if text != asked.DROPPED}
     _check_out(out)
     pipeline = load(model)
     with progress("asking") as advance:

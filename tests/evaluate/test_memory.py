@@ -19,7 +19,14 @@ from packcache.digits.model import SAMPLING, digits_config, text_ids
 from packcache.digits.scans import scan_indices
 from packcache.errors import GenerationError, InvalidSetting, OutputError
 from packcache.evaluate import memory
-from packcache.evaluate.memory import CHANCE, DEFAULT_POLICIES, METRICS, horizon, memory_scenes
+from packcache.evaluate.memory import (
+    ANCHOR_POLICIES,
+    CHANCE,
+    DEFAULT_POLICIES,
+    METRICS,
+    horizon,
+    memory_scenes,
+)
 from packcache.evaluate.memory_plot import plot as draw
 from packcache.lumos.decode import Decoder
 from packcache.lumos.model import Lumos
@@ -29,6 +36,8 @@ from packcache.testing import oracle
 from packcache.timeline import Role
 
 pytest.importorskip("sklearn", reason="the scans come from scikit-learn")
+
+ALL_POLICIES = {**DEFAULT_POLICIES, **ANCHOR_POLICIES}
 
 SETTINGS = {"positions": "rebase", "rebase": "trained"}
 P = 160  # tokens of a latent frame: 12 x (12 + 1) + 4
@@ -293,7 +302,7 @@ def test_dropped_anchors_are_gone(pipe, positions):
 
 
 def test_a_batch_asks_what_its_clips_ask_alone(pipe):
-    policies = {name: DEFAULT_POLICIES[name] for name in ("full", "paper", memory.DROPPED)}
+    policies = {name: ALL_POLICIES[name] for name in ("full", "paper", memory.DROPPED)}
     together, alone = (
         horizon(pipe, policies, gaps=(3,), clips=6, batch=batch) for batch in (16, 1)
     )
@@ -303,15 +312,15 @@ def test_a_batch_asks_what_its_clips_ask_alone(pipe):
 
 
 def test_tokens_held_are_what_the_policy_keeps_of_history(pipe):
-    names = ("full", "window 1", "paper", "novelty, budget 2", "sink 1 + 3", "none", memory.DROPPED)
-    policies = {name: DEFAULT_POLICIES[name] for name in names}
+    names = ("full", "window 1", "paper", "novelty x 2", "sink 1 + 3", "none", memory.DROPPED)
+    policies = {name: ALL_POLICIES[name] for name in names}
     curve = horizon(pipe, policies, gaps=(6,), clips=2, source="anchor")
     held = dict(zip(names, curve.values["held"][:, 0, 0].tolist(), strict=True))
     assert held == {
         "full": 6 * P,
         "window 1": P,
         "paper": P,
-        "novelty, budget 2": 2 * P,
+        "novelty x 2": 2 * P,
         "sink 1 + 3": 4 * P,
         "none": 0,
         memory.DROPPED: 6 * P,
@@ -439,11 +448,11 @@ def test_power_needs_controls_that_surely_fail():
 
 
 def test_the_default_policies_can_be_read_and_hold_what_they_say():
-    for label, text in DEFAULT_POLICIES.items():
+    for label, text in ALL_POLICIES.items():
         policy = memory.memory_policy(text)
         equal = policy.max_history(P, policy.budget_for(P, 51))
         expected = {"full": None, memory.DROPPED: None, "none": 0, "paper visible": 3 * 51}
-        expected |= {"novelty, budget 2": 2 * P, "window 3": 3 * P, "sink 1 + 3": 4 * P}
+        expected |= {"novelty x 2": 2 * P, "window 3": 3 * P, "sink 1 + 3": 4 * P}
         assert equal == expected.get(label, 3 * P if label == "budget 3, window 5" else P), label
 
 

@@ -38,6 +38,7 @@ from packcache.timeline import HeldFrame, Role
 from packcache.video import Frames
 
 __all__ = [
+    "ANCHOR_POLICIES",
     "CHANCE",
     "DEFAULT_POLICIES",
     "METRICS",
@@ -71,6 +72,10 @@ DEFAULT_POLICIES: dict[str, str] = {
     "window 3": "window:frames=3",
     "sink 1 + 3": "sink:sinks=1,frames=3",
     "none": "none",
+}
+#: Where the object is in the condition image: policies that hold it all, and one that drops it.
+ANCHOR_POLICIES: dict[str, str] = {
+    **{label: DEFAULT_POLICIES[label] for label in ("full", "window 1", "paper", "none")},
     DROPPED: DROPPED,
 }
 
