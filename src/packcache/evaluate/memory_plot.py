@@ -16,6 +16,7 @@ from packcache.video import check_folder, replacing
 __all__ = ["plot"]
 
 _INK, _SOFT = "#22242c", "#7d8290"
+_SPREAD = 0.3  # gaps, over which the intervals of all policies stand side by side
 _PALETTE = ("#343a46", "#1971c2", "#2f9e44", "#9c36b5", "#e8590c")
 _PALETTE += ("#0c8599", "#c2255c", "#e8a200", "#6741d9", "#74b816", "#a0522d", "#868e96", "#f06595")
 
@@ -31,8 +32,8 @@ _GROUPS: tuple[tuple[float, Any, str], ...] = (
 def plot(result: Mapping[str, Any], path: str | Path, *, metric: str = "object") -> Path:
     """Recall against gap as .png or .svg, from `Horizon.to_json()` alone; one line a policy.
 
-    Bands are Wilson's 95 % intervals (the bootstrap's for `nll` and `ground`). A line's style says
-    how many history tokens its policy may hold; lines end at its name.
+    Bars are Wilson's 95 % intervals (the bootstrap's for `nll` and `ground`). A line's style says
+    how many history tokens its policy may hold; names stand in the order of the means.
     """
     path = Path(path)
     if result.get("schema") != SCHEMA or metric not in METRICS:
@@ -50,10 +51,10 @@ def plot(result: Mapping[str, Any], path: str | Path, *, metric: str = "object")
     figure = Figure(figsize=(8, 5), dpi=200, facecolor="white")
     axes = figure.add_axes((0.1, 0.11, 0.66, 0.76))
     _frame(axes, result["workload"], metric)
-    ends = _lines(axes, result, metric)
-    if not ends:
+    drawn = _lines(axes, result, metric)
+    if not drawn:
         raise InvalidSetting(f"the result holds no {metric!r}: nothing of the kind was asked")
-    _names(axes, ends)
+    _names(axes, drawn)
     with replacing(path) as draft:
         figure.savefig(draft)
     return path
@@ -72,8 +73,8 @@ def _frame(axes: Any, workload: Mapping[str, Any], metric: str) -> None:
     )
     axes.set_xlabel("latent frames under the curtain", color=_INK)
     axes.set_ylabel(metric.replace("_", " ") + (" right" if chance else ""), color=_INK)
-    axes.set_xticks(gaps)
-    axes.set_xlim(min(gaps[0], gaps[-1] - 1), gaps[-1])
+    axes.set_xticks(range(len(gaps)), [str(gap) for gap in gaps])
+    axes.set_xlim(-0.2, len(gaps) - 0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e8ee", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -85,11 +86,12 @@ def _frame(axes: Any, workload: Mapping[str, Any], metric: str) -> None:
         axes.text(axes.get_xlim()[0], chance + 0.008, " chance", color=_SOFT, fontsize=8)
 
 
-def _lines(axes: Any, result: Mapping[str, Any], metric: str) -> list[tuple[float, str, str]]:
-    """Draws lines and bands; returns where each line ends (axes fraction), its name and colour."""
-    ends: list[tuple[float, str, str]] = []
+def _lines(axes: Any, result: Mapping[str, Any], metric: str) -> list[tuple[float, str, Any]]:
+    """Draws lines and intervals, side by side; returns each line's mean, its name and itself."""
+    drawn: list[tuple[float, str, Any]] = []
     groups: dict[str, Any] = {}
-    for number, policy in enumerate(result["policies"]):
+    gaps, policies = sorted(result["workload"]["gaps"]), result["policies"]
+    for number, policy in enumerate(policies):
         rows = [r for r in result["results"] if r["policy"] == policy["policy"] and r[metric]]
         if not rows:
             continue
@@ -100,17 +102,19 @@ def _lines(axes: Any, result: Mapping[str, Any], metric: str) -> list[tuple[floa
             (g for g in _GROUPS if frames is not None and frames <= g[0]), _GROUPS[-1]
         )
         cells = [row[metric] for row in rows]
-        x, y = [row["gap"] for row in rows], [cell["mean"] for cell in cells]
-        bands = [cell.get("wilson", (cell["low"], cell["high"])) for cell in cells]
+        aside = (number / max(1, len(policies) - 1) - 0.5) * _SPREAD
+        x, y = [gaps.index(row["gap"]) + aside for row in rows], [cell["mean"] for cell in cells]
+        bounds = [cell.get("wilson", (cell["low"], cell["high"])) for cell in cells]
         colour = _PALETTE[number % len(_PALETTE)]
-        axes.fill_between(x, *zip(*bands, strict=True), color=colour, alpha=0.07, linewidth=0)
-        axes.plot(x, y, linestyle=style, color=colour, linewidth=1.7, marker="o", markersize=3.5)
-        if group not in groups:
-            (groups[group],) = axes.plot([], [], linestyle=style, color=_INK, linewidth=1.4)
-        ends.append((y[-1], policy["policy"], colour))
+        axes.vlines(x, *zip(*bounds, strict=True), color=colour, alpha=0.4, linewidth=1.1)
+        (line,) = axes.plot(
+            x, y, linestyle=style, color=colour, linewidth=1.7, marker="o", markersize=3.5
+        )
+        groups.setdefault(group, axes.plot([], [], linestyle=style, color=_INK, linewidth=1.4)[0])
+        drawn.append((sum(y) / len(y), policy["policy"], line))
     if groups:
         order = [group for _, _, group in _GROUPS if group in groups]
-        axes.legend(
+        legend = axes.legend(
             [groups[group] for group in order],
             [f"holds {group}" for group in order],
             loc="lower left",
@@ -121,23 +125,21 @@ def _lines(axes: Any, result: Mapping[str, Any], metric: str) -> list[tuple[floa
             handlelength=3.2,
             columnspacing=1.6,
         )
-    low, high = axes.get_ylim()
-    return [((y - low) / (high - low), name, colour) for y, name, colour in ends]
+        axes.add_artist(legend)  # a second legend would replace it
+    return drawn
 
 
-def _names(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names right of the axes, as near to the ends of their lines as they can stand apart."""
-    apart = min(0.048, 1 / len(ends))
-    places: list[float] = []
-    ordered = sorted(ends, key=lambda end: end[0])
-    for at, _, _ in ordered:
-        places.append(max(at, places[-1] + apart) if places else at)
-    ceiling = 1.0
-    for number in reversed(range(len(places))):  # pushed out at the top: back down
-        places[number] = min(places[number], ceiling)
-        ceiling = places[number] - apart
-    for (at, name, colour), place in zip(ordered, places, strict=True):
-        line = {"color": colour, "linewidth": 0.7, "alpha": 0.6, "clip_on": False}
-        axes.plot((1.005, 1.04), (at, place), transform=axes.transAxes, **line)
-        style = {"color": colour, "fontsize": 9, "va": "center"}
-        axes.text(1.05, place, name, transform=axes.transAxes, **style)
+def _names(axes: Any, drawn: Sequence[tuple[float, str, Any]]) -> None:
+    """Names right of the axes in the order of their means, each with its line."""
+    ordered = sorted(drawn, key=lambda line: -line[0])
+    axes.legend(
+        [line for _, _, line in ordered],
+        [name for _, name, _ in ordered],
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.02),
+        frameon=False,
+        fontsize=9,
+        labelcolor="linecolor",
+        handlelength=3.2,
+        labelspacing=0.7,
+    )
