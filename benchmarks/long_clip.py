@@ -74,7 +74,7 @@ def median_interval(values: list[float], draws: int = 10_000) -> tuple[float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=384)
-    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/long_clip.json"))
     arguments = parser.parse_args()
     gen = pc.load("digits")
