@@ -9,6 +9,7 @@ demo.json says at which percentile of them it lies. As in the demo, and unlike
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -66,6 +67,13 @@ def standing(values: np.ndarray, right: np.ndarray) -> dict[str, float | int]:
     }
 
 
+def weights_digest() -> str:
+    """SHA-256 of the shipped weights, codec before model: numbers of others are stale."""
+    folder = FOLDER.parent / "weights"
+    parts = [(folder / f"{name}.safetensors").read_bytes() for name in ("codec", "model")]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
 def measure(pipeline: Pipeline) -> dict[str, Any]:
     """Seed 0 among its like, under every policy of the demo."""
     policies = parse_policies(DEMO_POLICIES)
@@ -103,6 +111,7 @@ def main() -> None:
         "split": "test",
         "gap": GAP,
         "scene": asdict(scene),
+        "weights": weights_digest(),
         "standing": measure(pipeline),
         "environment": environment(weight.device, weight.dtype),
     }

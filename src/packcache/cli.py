@@ -14,7 +14,7 @@ import typer
 import packcache
 from packcache import cli_evaluate
 from packcache.console import print_json, progress
-from packcache.errors import InvalidSetting, OutputError, PackCacheError
+from packcache.errors import InvalidSetting, PackCacheError
 
 app = typer.Typer(
     add_completion=False,
@@ -182,9 +182,7 @@ def _compare(
     from packcache.policies import parse_policies
 
     chosen = parse_policies(policies)
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file, expected a folder: choose another --out")
-    video.check_folder(out if out.is_dir() else out.parent)
+    video.check_output_folder(out)
     pipeline = load(model)
     with progress("comparing") as advance:
         comparison = run(pipeline, prompt, chosen, frames=frames, on_frame=advance, **settings)

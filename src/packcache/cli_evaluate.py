@@ -36,10 +36,12 @@ def truth(
     as_json: AsJson = False,
 ) -> None:
     """What the model gets right, beside the codec's ceiling, a frozen floor and the targets."""
+    from packcache import video
     from packcache.evaluate.table import truth_table
     from packcache.lumos.pipeline import load
 
-    _check_out(out)
+    if out is not None:
+        video.check_output_folder(out)
     pipeline = load(model)
     with progress("judging") as advance:
         table = truth_table(
@@ -52,6 +54,7 @@ def truth(
             on_step=advance,
         )
     if out is not None:
+        out.mkdir(exist_ok=True)
         write_json(table.to_json(), out / "truth.json")
     if as_json:
         print_json(table.to_json())
@@ -65,7 +68,7 @@ def memory(
     policies: Annotated[
         str | None, typer.Option(help="policies to ask, as for compare [those of the docs]")
     ] = None,
-    gaps: Annotated[str, typer.Option(help="latent frames under the curtain")] = "1,2,3,4,6,8,12",
+    gaps: Annotated[str, typer.Option(help="latent frames under the curtain")] = "1,2,3,4,6,12",
     clips: Annotated[int, typer.Option(help="clips a policy and gap")] = 64,
     judged: Annotated[int, typer.Option(help="of these, generated and read as well")] = 0,
     source: Annotated[str, typer.Option(help="where it was seen: history or anchor")] = "history",
@@ -74,6 +77,7 @@ def memory(
     as_json: AsJson = False,
 ) -> None:
     """Does the model know, when the curtain rises, what was behind it?"""
+    from packcache import video
     from packcache.evaluate import memory as asked
     from packcache.evaluate import truth
     from packcache.evaluate.memory_plot import plot
@@ -83,7 +87,8 @@ def memory(
     chosen = asked.ANCHOR_POLICIES if source == "anchor" else asked.DEFAULT_POLICIES
     if policies is not None:
         chosen = {label: label for label in parse_policies(policies)}
-    _check_out(out)
+    if out is not None:
+        video.check_output_folder(out)
     pipeline = load(model)
     with progress("asking") as advance:
         curve = asked.horizon(
@@ -99,6 +104,7 @@ def memory(
         )
     result = curve.to_json()
     if out is not None:
+        out.mkdir(exist_ok=True)
         write_json(result, out / f"memory_{source}.json")
         plot(result, out / f"memory_{source}.svg")
     if as_json:
@@ -135,16 +141,3 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InvalidSetting(f"gaps is {text!r}, expected numbers such as 1,2,4") from None
-
-
-def _check_out(out: Path | None) -> None:
-    """A folder that can be written to, made if it is not there: before anything is computed."""
-    from packcache import video
-    from packcache.errors import OutputError
-
-    if out is None:
-        return
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file, expected a folder: choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    video.check_folder(out)

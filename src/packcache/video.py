@@ -56,6 +56,14 @@ def check_folder(folder: Path) -> Path:
         ) from error
 
 
+def check_output_folder(path: Path) -> Path:
+    """The path, if it is a folder that can be written to, or one can be made there."""
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file, expected a folder: choose another --out")
+    check_folder(path if path.is_dir() else path.parent)
+    return path
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place at the end, or vanishes on failure."""

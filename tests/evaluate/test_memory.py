@@ -173,7 +173,7 @@ def test_the_truth_is_one_of_sixty_candidates(pipe, number, codec):
         )
         assert digit.scan in scan_indices("test", digit.value)
     rises = scene.curtain.rises
-    clip = memory.encode(pipe, world.render(scene, 4 * rises + 1)[None])[0]
+    clip = pipe.encode_video(world.render(scene, 4 * rises + 1)).long()
     assert torch.equal(clip[rises].flatten(), asked.codes[asked.truth])
     assert found == memory.candidates(memory_scenes(4, 1)[number].hidden)  # at every gap
 
@@ -355,7 +355,7 @@ def test_the_judge_sees_the_true_clip_and_then_what_was_made(pipe, monkeypatch):
     def judge(frames, scene):
         first = 4 * scene.curtain.rises - 3
         truth = world.render(scene, first + 4)
-        made = pipe.pixels(memory.encode(pipe, truth[None])[0])
+        made = pipe.pixels(pipe.encode_video(truth))
         assert np.array_equal(frames[:first], truth[:first])
         assert np.array_equal(frames[first:], made[first:]) and len(frames) == first + 4
         seen.append(scene)

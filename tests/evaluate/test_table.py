@@ -108,6 +108,37 @@ def test_memory_command_writes_json_and_picture(tmp_path):
     assert (tmp_path / "memory_history.svg").read_text().startswith("<?xml")
 
 
+def test_json_is_printed_instead_of_a_table():
+    for command, schema in (
+        ("truth --clips 1 --frames 5 --memory-clips 0 --late-clips 0", "packcache.truth/1"),
+        ("memory --clips 1 --gaps 1 --policies full", "packcache.memory/1"),
+    ):
+        made = run(f"evaluate {command} --json")
+        assert json.loads(made.output)["schema"] == schema
+
+
+def test_the_anchor_source_asks_for_dropped_anchors():
+    made = run("evaluate memory --clips 2 --gaps 2 --source anchor")
+    assert made.exit_code == 0, made.output
+    assert "control dropped anchors at gap 2" in made.output
+    assert "window 3" not in made.output  # the policies of the anchor source are fewer
+
+
+def test_judged_clips_and_the_seed_reach_the_result():
+    made = run("evaluate memory --clips 1 --judged 1 --gaps 1 --policies full --seed 5 --json")
+    result = json.loads(made.output)
+    assert (result["workload"]["judged"], result["workload"]["seed"]) == (1, 5)
+    assert result["results"][0]["returned_object"]["clips"] == 1
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    made = run("evaluate memory --clips 1 --gaps 1,x --out", str(tmp_path / "new"))
+    assert made.exception and not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    made = run("evaluate truth --clips 1 --out", str(tmp_path / "file"))
+    assert "is a file, expected a folder" in str(made.exception)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,5 +1,6 @@
 """The clip of `packcache demo`: what is shipped is what the world draws."""
 
+import hashlib
 import json
 from importlib import resources
 
@@ -37,6 +38,16 @@ def test_its_standing_is_measured_for_what_the_demo_compares(clip):
         assert 0 < own["percentile"] < 100 and 0 <= own["known"] <= clip.standing["clips"] == 64
     facts = (resources.files("packcache.digits") / "demo" / "demo.json").read_text()
     assert {"schema", "environment", "standing"} <= set(json.loads(facts))
+
+
+def test_its_standing_belongs_to_the_shipped_weights():
+    """After a retraining `recipes/digits/demo.py` has to measure again."""
+    folder = resources.files("packcache.digits")
+    digest = hashlib.sha256()
+    for name in ("codec", "model"):
+        digest.update((folder / "weights" / f"{name}.safetensors").read_bytes())
+    facts = json.loads((folder / "demo" / "demo.json").read_text())
+    assert facts["weights"] == digest.hexdigest()
 
 
 def test_about_names_the_clip_its_place_and_what_was_read(clip):

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from packcache.digits import world
 from packcache.digits.prompts import prompt
@@ -156,20 +156,6 @@ class Question:
     cells: NDArray[np.int64]
 
 
-def encode(pipeline: Pipeline, videos: Frames) -> Tensor:
-    """Codes int64 `[n, 1 + t, h, w]`, on the CPU, of videos uint8 `[n, 1 + 4t, H, W, 3]`."""
-    pixels = torch.from_numpy(videos).to(_codec_device(pipeline)).movedim(-1, 1)
-    with torch.inference_mode():
-        indices, _ = pipeline.codec.encode(pixels.float() / 255 * 2 - 1)
-    return indices.long().cpu()
-
-
-def _codec_device(pipeline: Pipeline) -> torch.device:
-    codec = pipeline.codec
-    weights = codec.parameters() if isinstance(codec, nn.Module) else iter(())
-    return next((weight.device for weight in weights), torch.device("cpu"))
-
-
 def question(pipeline: Pipeline, scene: world.Scene) -> Question:
     """Draw every candidate at the true place in the frame after the curtain, and encode it.
 
@@ -181,14 +167,16 @@ def question(pipeline: Pipeline, scene: world.Scene) -> Question:
     shown = [(*others, digit) for digit in candidates(hidden)] + [tuple(others)]
     drawn = [world.render(replace(scene, digits=d), world.GROUP + 1, first) for d in shown]
     videos = np.stack(drawn)
-    codes = encode(pipeline, videos)[:, 1].flatten(1)  # [61, N]
+    codes = pipeline.encode_video(videos)[:, 1].flatten(1).long().cpu()  # [61, N]
     truth = hidden.value * _COLOURS + list(world.COLOURS).index(hidden.colour)
     bare = codes[-1]
     differs = (codes != bare).any(dim=0).numpy()
     touched = (videos[:, 1:] != videos[-1, 1:]).any(axis=(0, 1, 4))  # [H, W]
     places = _free_cells(scene, touched, differs)
     flipped = [_flipped(videos[truth], scene, *place) for place in places]
-    other = encode(pipeline, np.stack(flipped))[:, 1].flatten(1) if flipped else codes[:0]
+    other = codes[:0]
+    if flipped:
+        other = pipeline.encode_video(np.stack(flipped))[:, 1].flatten(1).long().cpu()
     cells = [_tokens_of(*place, len(bare)) for place in places]
     # A cell that the codec writes alike, light or dark, asks nothing.
     known = [n for n, cell in enumerate(cells) if (other[n] != codes[truth])[cell].any()]
@@ -314,7 +302,7 @@ def _case(pipeline: Pipeline, number: int, scene: world.Scene, source: Source) -
         number=number,
         scene=scene,
         image=source == "anchor" or scene.kind == "enters",
-        given=encode(pipeline, _before(scene)[None])[0],
+        given=pipeline.encode_video(_before(scene)).cpu(),
         question=question(pipeline, scene),
     )
 
@@ -393,7 +381,7 @@ def _return(
     """What a judge says of the frame that the pipeline makes as it always does."""
     result = _told(pipeline, cases, policy, **settings).generate()
     for case, codes in zip(cases, result.codes, strict=True):
-        pair = torch.stack((case.given[-1], codes)).to(_codec_device(pipeline))
+        pair = torch.stack((case.given[-1], codes))
         frames = np.concatenate((_before(case.scene), pipeline.pixels(pair)[1:]))
         verdict = judge(frames, case.scene)
         right = (verdict.both, verdict.digit, verdict.colour)

@@ -285,6 +285,11 @@ class Pipeline:
             raise InvalidSetting("an endless clip has no duration to state: give frames")
         return max(1, -(-frames // self.fps))
 
+    @property
+    def _codec_device(self) -> torch.device:
+        weights = self.codec.parameters() if isinstance(self.codec, torch.nn.Module) else iter(())
+        return next((weight.device for weight in weights), torch.device("cpu"))
+
     def encode_image(self, image: Picture) -> Tensor:
         """Codes `[h, w]` of a condition image, resized and cropped to size if need be."""
         picture = (
@@ -298,16 +303,17 @@ class Pipeline:
         return self.encode_video(np.asarray(picture)[None])[0]
 
     def encode_video(self, video: Frames) -> Tensor:
-        """Codes `[1 + n, h, w]` of frames `[1 + 4n, H, W, 3]` uint8."""
-        pixels = torch.from_numpy(video.copy()).movedim(-1, 0)  # [3, T, H, W]
+        """Codes `[..., 1 + n, h, w]` of frames `[..., 1 + 4n, H, W, 3]` uint8, of one or many."""
+        pixels = torch.from_numpy(video.copy()).movedim(-1, -4)  # [..., 3, T, H, W]
+        many = pixels.reshape(-1, *pixels.shape[-4:]).float() / 255 * 2 - 1
         with torch.inference_mode():
-            indices, _ = self.codec.encode(pixels[None].float() / 255 * 2 - 1)
-        return indices[0]
+            indices, _ = self.codec.encode(many.to(self._codec_device))
+        return indices.reshape(*pixels.shape[:-4], *indices.shape[1:])
 
     def pixels(self, codes: Tensor) -> Frames:
         """Frames `[1 + 4(t-1), H, W, 3]` uint8 of codes `[t, h, w]` (truncated, lumos1-spec 6)."""
         with torch.inference_mode():
-            decoded = self.codec.decode(codes[None])[0]  # [3, T, H, W]
+            decoded = self.codec.decode(codes[None].to(self._codec_device))[0]  # [3, T, H, W]
         levels = (decoded.float().clamp(-1, 1) + 1) / 2 * 255
         return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
