@@ -53,6 +53,8 @@ def _branch(inputs: int, width: int, outputs: int) -> nn.Sequential:
 class DigitsCodec(nn.Module):
     """Video `[B, 3, 1 + 4n, H, W]` in [-1, 1] to indices `[B, 1 + n, H/8, W/8]` and back."""
 
+    overlap = 1  # groups are decoded one by one: only a clip's first comes out as one frame
+
     def __init__(
         self,
         levels: Sequence[int] = LEVELS,
