@@ -17,7 +17,11 @@ class CacheStateError(PackCacheError, RuntimeError):
     """The cache was called out of order: a frame not open, a stale draft, a branch left out."""
 
 
-class InputFileError(PackCacheError):
+class InputError(PackCacheError):
+    """An input that was given does not fit: the model, the codec, or itself."""
+
+
+class InputFileError(InputError):
     """A file that was given cannot be read as what it should be."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from importlib import resources
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 from packcache.digits import prompts
 from packcache.digits.codec import LEVELS
 from packcache.digits.world import FPS
-from packcache.lumos.config import LumosConfig, TokenIds
+from packcache.lumos import weights
+from packcache.lumos.config import LumosConfig, TokenIds, read_config
 from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import Sampling
 
@@ -63,11 +63,5 @@ def text_ids(prompt: str) -> list[int]:
 
 def load_model(folder: str | Path | None = None) -> Lumos:
     """The shipped network (or the one in `folder`), float32, for evaluation, without gradients."""
-    from safetensors.torch import load
-
-    source = resources.files("packcache.digits") / "weights" if folder is None else Path(folder)
-    config = LumosConfig.from_dict(json.loads((source / "config.json").read_text()))
-    model = Lumos(config)
-    weights = load((source / "model.safetensors").read_bytes())
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
-    return model.eval().requires_grad_(False)
+    source = str(resources.files("packcache.digits") / "weights") if folder is None else folder
+    return weights.load_model(source, read_config(source), dtype="float32")

@@ -6,12 +6,19 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from packcache.errors import InvalidSetting
 from packcache.lumos.vocab import GRID_UNIT
 
-__all__ = ["choose_crop", "crop_sizes", "crop_to"]
+__all__ = ["Size", "choose_crop", "crop_sizes", "crop_to", "pick_size"]
+
+#: (width, height) in pixels.
+Size = tuple[int, int]
 
 #: Widest and tallest a crop may be.
 _MAX_ASPECT = 4.0
+
+#: The shape of a clip that no picture decides: 7:4, as upstream's evaluation has it.
+_USUAL = (7, 4)
 
 
 def crop_sizes(target: int) -> list[tuple[int, int]]:
@@ -40,6 +47,25 @@ def choose_crop(size: tuple[int, int], candidates: Sequence[tuple[int, int]]) ->
         return min(scales) / max(scales), crop
 
     return max(candidates, key=fit)
+
+
+def pick_size(
+    asked: Size | int | None, *, default: Size, target: int | None = None, picture: Size | None
+) -> Size:
+    """The size of a clip: as asked, or what suits the picture, or the default.
+
+    A single number asks for about that many pixels squared, in the picture's shape (528 makes
+    672x384 of a 7:4 picture); `target` is such a number for when nothing is asked.
+    """
+    if isinstance(asked, tuple):
+        return asked
+    target = asked or (target if picture else None)
+    if target is None:
+        return default
+    sizes = crop_sizes(target)
+    if not sizes:
+        raise InvalidSetting(f"size is {target}, expected at least {GRID_UNIT}, or WIDTHxHEIGHT")
+    return choose_crop(picture or _USUAL, sizes)
 
 
 def crop_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:

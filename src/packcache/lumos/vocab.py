@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from packcache import positions
-from packcache.errors import InvalidSetting
+from packcache.errors import InputError, InvalidSetting
 from packcache.lumos.config import LumosConfig
 from packcache.timeline import FrameLayout, Ints
 
@@ -93,6 +93,12 @@ class Vocab:
 
     def prefix(self, text: Sequence[int], *, seconds: int, fps: int) -> Prefix:
         """BOS, text ids, separator, then the header: duration in seconds before fps."""
+        outside = [i for i in text if not 0 <= i < self.config.vocab_size]
+        if outside:
+            raise InputError(
+                f"text id {outside[0]} lies outside the vocabulary, expected 0.."
+                f"{self.config.vocab_size - 1}: the tokenizer belongs to another model"
+            )
         head = (self.ids.bos, *text, self.ids.sep)
         header = (
             self.ids.video_start,
