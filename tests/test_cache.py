@@ -24,7 +24,7 @@ from packcache.policies import (
 )
 from packcache.positions import Rotation, advance_keys, inverse_frequencies
 from packcache.selectors import rank_tokens
-from packcache.timeline import FrameLayout, Role, Span
+from packcache.timeline import FrameLayout, HeldFrame, Role, Span, Timeline
 from tests.tools import LAYOUT, bits
 
 LAYERS, HEADS, SIZE = 2, 1, 32
@@ -348,6 +348,18 @@ def test_an_unbounded_cache_grows_seldom():
     assert held(target, 1) == expected(target, 1)
 
 
+@pytest.mark.parametrize("policy", [FullCache(), PackCache(budget=9, window=12)], ids=repr)
+def test_a_clip_of_known_length_is_reserved_once_and_exactly(policy):
+    target = started(policy, frames=1, latent_frames=6)
+    where = pointers(target)
+    for number in range(1, 6):
+        assert [store.capacity for store in target.stores] == [n + 6 * 76 for n in TEXT]
+        step(target, frame(number))
+    assert pointers(target) == where and target.capacity_bytes == target.kv_bytes
+    step(target, frame(6))  # longer than was said: it grows
+    assert held(target, 1) == expected(target, 1)
+
+
 def test_kv_bytes_are_the_storages_of_all_tokens_and_branches():
     target = started(PackCache(), frames=8)
     token = 2 * LAYERS * HEADS * SIZE * 4
@@ -499,6 +511,92 @@ def test_a_window_beyond_the_trained_range_is_warned_of_with_the_numbers(policy,
             cache(fits, positions="rebase", **settings)
 
 
+# --- out of memory and back ---------------------------------------------------------------------
+
+
+def twin(target: FrameCache, exported: dict[int, tuple], **settings) -> FrameCache:
+    """A new cache that was given what `target` holds now, from what it exported."""
+    tensors = []
+    for entry in target.timeline.entries:
+        saved, views = exported[entry.span.frame]
+        index = torch.from_numpy(np.searchsorted(saved, entry.held))
+        tensors += [v if len(saved) == entry.count else v[:, index] for v in views]
+    entries = [HeldFrame(e.span, e.start, e.held, e.rank) for e in target.timeline.entries]
+    out = cache(target.policy, target.text, **settings)
+    timeline = Timeline(entries, **target.timeline.counters())
+    out.restore(timeline, iter(tensors), delta=target.delta, slots=target.slots)
+    return out
+
+
+def everything(target: FrameCache) -> tuple:
+    """All bytes, pristine anchors too, and all numbers."""
+    anchors = [bits(layer) for own in target._anchors for layer in own._layers]
+    return committed_bytes(target), anchors, target.summary(), target.slots
+
+
+def go_on(target: FrameCache, seed: int, span: Span) -> None:
+    target.open(span)
+    noise(target, torch.Generator().manual_seed(seed))
+    target.commit()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"positions": "rebase", "trained_latent_frames": 4, "dtype": torch.bfloat16},
+        {"positions": "rebase", "rebase": "slide", "dtype": torch.float64},
+    ],
+    ids=["absolute", "trained", "slide"],
+)
+@pytest.mark.parametrize("image", [False, True], ids=["t2v", "i2v"])
+@pytest.mark.parametrize("text", [(13, 3), (13,)], ids=["guided", "unguided"])
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.filterwarnings("ignore::packcache.cache.TrainedRangeWarning")
+def test_what_was_exported_comes_back_to_the_bit_and_goes_on(policy, text, image, settings):
+    """Each entry is exported once, right after its commit; that is enough at any later time."""
+    settings = {"rotation": Rotation.mm_rope(FREQ.float()), **settings}
+    target, exported, again = cache(policy, text, **settings), {}, None
+    for number in range(-1, 9):
+        role = Role.IMAGE if image and number == 0 else Role.HISTORY
+        span = Span.text(13) if number < 0 else frame(number, role)
+        go_on(target, number + 1, span)
+        if again is not None:
+            go_on(again, number + 1, span)
+            assert everything(again) == everything(target)
+        newest = target.timeline.entries[-1]
+        if newest.span is span:
+            views = [view.clone() for view in target.export(newest)]
+            exported[number] = (newest.held, views)
+        again = twin(target, exported, **settings)
+        assert everything(again) == everything(target)
+
+
+def test_export_gives_each_branch_its_own_slots():
+    target = started(frames=2, image=True)
+    text, image, last = target.timeline.entries
+    for entry, lengths in ((text, (13, 3)), (image, (76, 76)), (last, (76, 76))):
+        views = target.export(entry)
+        assert [v.shape[1] for v in views] == [n for n in lengths for _ in range(2 * LAYERS)]
+    first = [int(views[0, 0, 0]) for views in target.export(last)]
+    assert first == [89, -89, 89 + 10**6, -89 - 10**6, 79, -79, 79 + 10**6, -79 - 10**6]
+
+
+@pytest.mark.parametrize("which, name", [(0, "text"), (1, "latent frame 0"), (2, "latent frame 1")])
+def test_what_a_rebase_has_turned_is_not_exported(which, name):
+    target, _ = played(PackCache(window=3, n_sinks=1), 12, rebase="slide")
+    entry = target.timeline.entries[which]
+    with pytest.raises(CacheStateError, match=rf"{name} was advanced by \d+ latent frames, expect"):
+        target.export(entry)
+    assert target.export(target.timeline.entries[-1])
+
+
+def test_only_a_new_cache_is_restored():
+    target = started(frames=2)
+    with pytest.raises(CacheStateError, match="restore after 165 tokens: make a new cache"):
+        target.restore(Timeline(), [], delta=0, slots=target.slots)
+
+
 # --- mutations ----------------------------------------------------------------------------------
 
 
@@ -508,7 +606,7 @@ def test_a_shifted_branch_is_noticed(monkeypatch):
 
     keep = KVStore.keep
     monkeypatch.setattr(
-        KVStore, "keep", lambda self, slots: keep(self, (slots + 1).clamp_max(self.length - 1))
+        KVStore, "keep", lambda self, slots: keep(self, np.minimum(slots + 1, self.length - 1))
     )
     target = started(frames=6)
     assert held(target, 1) != expected(target, 1)

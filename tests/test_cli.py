@@ -230,7 +230,7 @@ def test_closed_folder_is_found_before_generating(run, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("packcache.video.tempfile.TemporaryFile", closed)
-    monkeypatch.setattr("packcache.lumos.pipeline.load", lambda _: pytest.fail("loaded the model"))
+    monkeypatch.setattr("packcache.lumos.load.load", lambda *_, **__: pytest.fail("loaded"))
     code, _, err = run("generate", PROMPT, "--out", tmp_path / "c.mp4")
     assert code == 1 and "is not writable (Permission denied)" in err
 
@@ -272,11 +272,11 @@ def test_ctrl_c_in_a_real_process(tmp_path):
 
 
 def test_nan_weights_are_reported(run, tmp_path, monkeypatch):
-    from packcache.lumos import pipeline
+    from packcache.lumos import load
 
-    broken = pipeline.load("digits")
+    broken = load.load("digits")
     broken.model.lm_head.weight.data.fill_(float("nan"))
-    monkeypatch.setitem(pipeline.MODELS, "digits", lambda: broken)
+    monkeypatch.setitem(load.MODELS, "digits", lambda *_: broken)
     code, _, err = run("generate", PROMPT, "--frames", 5, "--out", tmp_path / "c.mp4")
     assert code == 1 and "NaN or infinite logits in latent frame 0" in err
     assert list(tmp_path.iterdir()) == []

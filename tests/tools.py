@@ -84,7 +84,8 @@ class Recorder(Decoder):
         return hidden
 
     def run(self, latents: int, given: Tensor | None = None) -> Recorder:
-        for result in self.frames(latents, given):
+        self.latents = latents
+        for result in self.frames(given):
             self.results.append(result)
             self.kv.append(kv_bytes_of(self))
         return self

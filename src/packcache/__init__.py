@@ -19,9 +19,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from packcache.cache import FrameCache as FrameCache
     from packcache.errors import PackCacheError as PackCacheError
-    from packcache.lumos.pipeline import Clip as Clip
+    from packcache.lumos.clip import Clip as Clip
+    from packcache.lumos.load import load as load
     from packcache.lumos.pipeline import Pipeline as Pipeline
-    from packcache.lumos.pipeline import load as load
     from packcache.lumos.schedule import Sampling as Sampling
     from packcache.policies import FullCache as FullCache
     from packcache.policies import NoHistory as NoHistory
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "packcache.cache": ("FrameCache",),
     "packcache.errors": ("PackCacheError",),
-    "packcache.lumos.pipeline": ("Clip", "Pipeline", "load"),
+    "packcache.lumos.clip": ("Clip",),
+    "packcache.lumos.load": ("load",),
+    "packcache.lumos.pipeline": ("Pipeline",),
     "packcache.lumos.schedule": ("Sampling",),
     "packcache.policies": (
         "FullCache",

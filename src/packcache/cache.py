@@ -14,7 +14,7 @@ Sources: DESIGN 2, 4 and 6; lumos1-spec 4.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -52,6 +52,8 @@ class FrameCache:
         positions: "absolute", or "rebase" to advance the anchors (DESIGN 4.5).
         rebase: "trained" as far as the trained range demands, "slide" at every slide (the paper).
         trained_latent_frames: F, the longest clip the model saw; None never rebases.
+        latent_frames: how long the clip will be, if known: an unbounded policy then reserves
+            that much at once instead of growing.
 
     Raises InvalidSetting for a budget that does not fit the window; warns `TrainedRangeWarning`.
     """
@@ -70,6 +72,7 @@ class FrameCache:
         positions: PositionMode = "rebase",
         rebase: RebaseRule = "trained",
         trained_latent_frames: int | None = None,
+        latent_frames: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -77,8 +80,10 @@ class FrameCache:
         self.policy, self.layout, self.text = policy, layout, tuple(text)
         moves = positions == "rebase" and (rebase == "slide" or trained_latent_frames is not None)
         self.rotation = rotation if moves else None
+        self.positions: PositionMode = positions
         self.rebase: RebaseRule = rebase
         self.trained_latent_frames = trained_latent_frames
+        self.latent_frames = latent_frames
         self.timeline = Timeline()
         self.stores = [
             KVStore(layers=layers, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, device=device)
@@ -152,6 +157,55 @@ class FrameCache:
         self._evict()
         self._remember_pristine()
 
+    # --- out of memory and back -------------------------------------------------------------
+
+    def export(self, entry: HeldFrame) -> list[Tensor]:
+        """K and V `[H, n, D]` of what an entry holds, as committed: branch, layer, K then V.
+
+        Views, so take what you need before the next `open`. Raises CacheStateError for an anchor
+        or a sink that a rebase has turned.
+        """
+        if self.delta and (entry.span.role.is_anchor or self.policy.is_sink(self.timeline, entry)):
+            raise CacheStateError(
+                f"{_name([entry.span])} was advanced by {self.delta} latent frames, expected as "
+                "committed: export anchors and sinks before the first rebase"
+            )
+        where = next(where for held, where in self.timeline.slots() if held is entry)
+        views: list[Tensor] = []
+        for length, store in zip(self.text, self.stores, strict=True):
+            shift = self.text[0] - length  # the text lies at the front, shorter by that much
+            own = slice(max(0, where.start - shift), where.stop - shift)
+            views += [tensor[:, own] for pair in store for tensor in pair]
+        return views
+
+    def restore(
+        self, timeline: Timeline, tensors: Iterable[Tensor], *, delta: int, slots: Sequence[int]
+    ) -> None:
+        """Hold what another cache held, to the last bit; this one must be new.
+
+        `tensors` are those of `export`, entry by entry of the timeline, only tokens still held;
+        `delta` and `slots` (allocated, of each branch) are the other's.
+        """
+        if self._open or self.logical_length:
+            raise CacheStateError(f"restore after {self.logical_length} tokens: make a new cache")
+        coming = iter(tensors)
+        for store, capacity in zip(self.stores, slots, strict=True):
+            store.reserve(capacity)
+        for entry in timeline.entries:
+            for length, store in zip(self.text, self.stores, strict=True):
+                store.open(length if entry.span.role is Role.TEXT else entry.count)
+                for layer in range(store.layers):
+                    store.update(layer, next(coming), next(coming))
+                store.commit()
+        self.timeline = timeline
+        self._remember_pristine()
+        self._turn_anchors(delta)
+
+    @property
+    def slots(self) -> list[int]:
+        """Slots allocated in each branch."""
+        return [store.capacity for store in self.stores]
+
     # --- what anyone may ask ----------------------------------------------------------------
 
     @property
@@ -197,15 +251,21 @@ class FrameCache:
         return self.text[branch] if span.role is Role.TEXT else span.tokens
 
     def _capacity(self, store: KVStore, draft: int, role: Role) -> int:
-        """Slots to reserve: all that a bounded policy will ever need, or room to grow."""
+        """Slots to reserve: all that a bounded policy or a known clip needs, or room to grow."""
         needed = store.length + draft
         if needed <= store.capacity or role.is_anchor:
             return needed
+        rest = None
+        if self.latent_frames is not None:
+            left = self.latent_frames - self.timeline.num_frames - len(self._open)
+            rest = needed + left * self.layout.tokens if left >= 0 else None
         bound = self.policy.max_history(self.layout.tokens, self.budget)
         if bound is None:
-            return needed + max(_GROWTH * self.layout.tokens, store.length // 4)
+            grown = needed + max(_GROWTH * self.layout.tokens, store.length // 4)
+            return grown if rest is None else rest
         anchors = store.length - sum(self.timeline.counts().values())
-        return max(needed, anchors + bound + draft)
+        most = max(needed, anchors + bound + draft)
+        return most if rest is None else min(most, rest)
 
     def _check_order(self, spans: Sequence[Span]) -> None:
         """Text first and once, then latent frames in order: checked before anything is written."""
@@ -240,10 +300,11 @@ class FrameCache:
         if len(slots) == self.physical_length:
             return
         self.timeline.keep(slots)
-        kept = torch.tensor(slots, dtype=torch.int64)
+        kept = np.asarray(slots, dtype=np.int32)
         for length, store in zip(self.text, self.stores, strict=True):
             shift = self.text[0] - length  # this branch has that many text tokens less
-            store.keep(torch.cat((torch.arange(length), kept[self.text[0] :] - shift)))
+            text = np.arange(length, dtype=np.int32)
+            store.keep(np.concatenate((text, kept[self.text[0] :] - shift)))
 
     def _advance_anchors(self, frame: int) -> None:
         """Turn anchors and sinks to where rebase says, each from its pristine copy."""
@@ -258,6 +319,9 @@ class FrameCache:
             rule=self.rebase,
             image_frames=sum(e.span.role is Role.IMAGE for e in self.timeline.entries),
         )
+        self._turn_anchors(delta)
+
+    def _turn_anchors(self, delta: int) -> None:
         if delta == self.delta:
             return
         self.delta = delta

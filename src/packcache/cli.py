@@ -12,7 +12,30 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import packcache
-from packcache import cli_evaluate
+from packcache import cli_evaluate, cli_generate, cli_lumos
+from packcache.cli_options import (
+    POLICIES_HELP,
+    AsJson,
+    CodecFolder,
+    Device,
+    Dtype,
+    Fps,
+    FrameCount,
+    Guidance,
+    ImageFile,
+    Model,
+    ModelName,
+    Positions,
+    Rebase,
+    Seconds,
+    Seed,
+    SizeText,
+    Steps,
+    Subfolder,
+    TokenizerFolder,
+    given,
+    parse_size,
+)
 from packcache.console import print_json, progress
 from packcache.errors import InvalidSetting, PackCacheError
 
@@ -24,21 +47,6 @@ app = typer.Typer(
 app.add_typer(cli_evaluate.app, name="evaluate")
 
 Prompt = Annotated[str, typer.Argument(help="what to show, e.g. 'a red 3 moving right'")]
-ImageFile = Annotated[Path | None, typer.Option("--image", help="first frame of the clip")]
-ModelName = Annotated[str, typer.Option("--model", help="a model that comes with the package")]
-FrameCount = Annotated[int, typer.Option("--frames", help="pixel frames to make")]
-Seed = Annotated[int, typer.Option("--seed", help="seed of the draws")]
-Steps = Annotated[int | None, typer.Option("--steps", help="denoising steps a frame [model's own]")]
-Guidance = Annotated[float | None, typer.Option("--guidance", help="text guidance [model's own]")]
-Positions = Annotated[str, typer.Option("--positions", help="rebase or absolute")]
-Rebase = Annotated[
-    str, typer.Option("--rebase", help="trained (as far as needed) or slide (paper)")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-
-POLICIES_HELP = (
-    "full, window, sink, uniform, random, packcache, none; settings as packcache:budget=1"
-)
 
 #: The exit code of a program stopped by Ctrl-C.
 _INTERRUPTED = 130
@@ -63,53 +71,9 @@ def _options(
     """PackCache: the KV cache of a video model, small and constant while the video grows."""
 
 
-@app.command()
-def generate(
-    prompt: Prompt,
-    image: ImageFile = None,
-    model: ModelName = "digits",
-    policy: Annotated[str, typer.Option(help=POLICIES_HELP)] = "packcache",
-    budget: Annotated[str | None, typer.Option(help="latent frames, or 4084tok, 512MiB")] = None,
-    window: Annotated[int | None, typer.Option(help="latent frames that may hold tokens")] = None,
-    frames: FrameCount = 48,
-    seed: Seed = 0,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    positions: Positions = "rebase",
-    rebase: Rebase = "trained",
-    out: Annotated[Path, typer.Option(help=".mp4, .gif, or a folder of PNG")] = Path("clip.mp4"),
-    as_json: AsJson = False,
-) -> None:
-    """Make one clip."""
-    from packcache import video
-    from packcache.lumos.pipeline import load
-    from packcache.policies import parse_policy
-
-    chosen = parse_policy(_with_settings(policy, budget=budget, window=window))
-    video.check_output(out)
-    pipeline = load(model)
-    with progress("generating") as advance:
-        clip = pipeline.generate(
-            prompt,
-            frames=frames,
-            image=image,
-            policy=chosen,
-            seed=seed,
-            positions=positions,
-            rebase=rebase,
-            on_frame=advance,
-            **_given(steps=steps, guidance=guidance),
-        )
-    clip.save(out)
-    if as_json:
-        print_json(clip.to_json(pipeline))
-        return
-    stats = clip.stats
-    print(f"{out}: {len(clip.frames)} frames with {clip.policy!r}")
-    print(
-        f"{stats.total_s:.2f} s in all, {stats.last_s:.3f} s for the last latent frame, "
-        f"cache {stats.kv_bytes[-1] / 1e6:.2f} MB at the end"
-    )
+app.command()(cli_generate.generate)
+app.command()(cli_lumos.plan)
+app.command()(cli_lumos.doctor)
 
 
 @app.command()
@@ -118,7 +82,15 @@ def compare(
     policies: Annotated[str, typer.Option(help=POLICIES_HELP)] = "full,window,packcache",
     image: ImageFile = None,
     model: ModelName = "digits",
+    subfolder: Subfolder = None,
+    codec: CodecFolder = None,
+    tokenizer: TokenizerFolder = None,
+    device: Device = None,
+    dtype: Dtype = None,
     frames: FrameCount = 96,
+    size: SizeText = None,
+    fps: Fps = None,
+    seconds: Seconds = None,
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -128,9 +100,14 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Make the same clip with several policies and put them side by side."""
+    source = Model(
+        name=model, subfolder=subfolder, codec=codec, tokenizer=tokenizer, device=device,
+        dtype=dtype,
+    )  # fmt: skip
     comparison, paths = _compare(
-        prompt, policies, out, model=model, image=image, frames=frames, seed=seed,
-        positions=positions, rebase=rebase, **_given(steps=steps, guidance=guidance),
+        prompt, policies, out, source=source, image=image, frames=frames, seed=seed,
+        positions=positions, rebase=rebase, size=parse_size(size),
+        **given(steps=steps, guidance=guidance, fps=fps, seconds=seconds),
     )  # fmt: skip
     if as_json:
         print_json(comparison.to_json())
@@ -154,7 +131,7 @@ def demo(
         DEMO_POLICIES,
         out,
         about=lambda made: clip.about(_readings(made, clip.scene)),
-        model="digits",
+        source=Model(),
         video=clip.given,
         frames=frames,
         seed=clip.seed,
@@ -171,19 +148,18 @@ def _compare(
     out: Path,
     *,
     about: Callable[[Any], Any] = lambda _: None,
-    model: str,
+    source: Model,
     frames: int,
     **settings: Any,
 ) -> tuple[Any, dict[str, Path]]:
     from packcache import video
     from packcache.inspect import report
     from packcache.inspect.compare import compare as run
-    from packcache.lumos.pipeline import load
     from packcache.policies import parse_policies
 
     chosen = parse_policies(policies)
     video.check_output_folder(out)
-    pipeline = load(model)
+    pipeline = source.load()
     with progress("comparing") as advance:
         comparison = run(pipeline, prompt, chosen, frames=frames, on_frame=advance, **settings)
     out.mkdir(exist_ok=True)
@@ -214,18 +190,6 @@ def _print_comparison(comparison: Any, paths: dict[str, Path]) -> None:
     for number, what in report.headline(comparison):
         print(f"{number:>24}  {what}")
     print(f"watch {paths['compare.mp4']}, open {paths['report.html']}")
-
-
-def _with_settings(policy: str, **settings: str | int | None) -> str:
-    """`--budget` and `--window` are short for settings of the policy."""
-    extra = [f"{key}={value}" for key, value in settings.items() if value is not None]
-    if not extra:
-        return policy
-    return policy + ("," if ":" in policy else ":") + ",".join(extra)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None}
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def truth(
     """What the model gets right, beside the codec's ceiling, a frozen floor and the targets."""
     from packcache import video
     from packcache.evaluate.table import truth_table
-    from packcache.lumos.pipeline import load
+    from packcache.lumos.load import load
 
     if out is not None:
         video.check_output_folder(out)
@@ -81,7 +81,7 @@ def memory(
     from packcache.evaluate import memory as asked
     from packcache.evaluate import truth
     from packcache.evaluate.memory_plot import plot
-    from packcache.lumos.pipeline import load
+    from packcache.lumos.load import load
     from packcache.policies import parse_policies
 
     chosen = asked.ANCHOR_POLICIES if source == "anchor" else asked.DEFAULT_POLICIES

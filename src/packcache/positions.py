@@ -57,12 +57,14 @@ def temporal_pairs(head_dim: int, table: tuple[int, ...] = MM_ROPE_AXES) -> Tens
 def rotary_angles(position_ids: Tensor, inv_freq: Tensor, axes: Tensor) -> Tensor:
     """Angles `[L, D/2]` of position ids `[5, L]`: float32 products, float64 beyond `FLOAT64_FROM`.
 
-    The order float32(position) * float32(frequency) is upstream's and is kept to the bit.
+    The order float32(position) * float32(frequency) is upstream's and is kept to the bit. Give the
+    ids on the host: how far they reach decides the precision, and a device would have to be asked.
     """
+    wide = inv_freq.dtype == torch.float64 or int(position_ids[:4].abs().max()) >= FLOAT64_FROM
+    position_ids = position_ids.to(inv_freq.device)
     spatial = position_ids[1 + axes].T  # [L, D/2]: each pair looks up its own axis
     index = position_ids[TEXT].unsqueeze(1)  # [L, 1]
     positions = torch.where(position_ids[FLAG].bool().unsqueeze(1), spatial, index)
-    wide = inv_freq.dtype == torch.float64 or int(position_ids[:4].abs().max()) >= FLOAT64_FROM
     dtype = torch.float64 if wide else torch.float32
     return positions.to(dtype) * inv_freq.to(dtype)
 

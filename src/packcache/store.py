@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from packcache.errors import CacheStateError
+from packcache.timeline import Ints
 
 __all__ = ["KVStore"]
 
@@ -109,11 +111,11 @@ class KVStore:
         self.draft = 0
         self.rollback()
 
-    def keep(self, slots: Tensor) -> None:
-        """Hold only these slots (int64, ascending). Extra memory: one layer's kept tail."""
+    def keep(self, slots: Ints) -> None:
+        """Hold only these slots (ascending, on the host). Extra memory: one layer's kept tail."""
         count = len(slots)
-        moved = int((slots == torch.arange(count, device=slots.device)).sum())  # untouched head
-        tail = slots[moved:].to(self.device)
+        moved = int((slots == np.arange(count)).sum())  # the untouched head
+        tail = torch.from_numpy(slots[moved:].astype(np.int64)).to(self.device)
         for tensor in (*self._keys, *self._values):
             tensor[:, moved:count] = tensor.index_select(1, tail)
         self.length = count

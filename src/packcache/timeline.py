@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -247,6 +247,10 @@ class Timeline:
     def counts(self) -> dict[int, int]:
         """Tokens held per history frame: {latent frame: tokens}, oldest first."""
         return {e.span.frame: e.count for e in self.entries if e.span.role is Role.HISTORY}
+
+    def counters(self) -> dict[str, int]:
+        """What the entries do not tell: `Timeline(entries, **counters)` is the same timeline."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "entries"}
 
     def coordinates(self, entry: HeldFrame) -> tuple[Ints, Ints, Ints]:
         """(t, y, x) of the held tokens, in latent frames and tokens; -1 for border tokens."""

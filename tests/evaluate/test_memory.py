@@ -47,6 +47,7 @@ class HashCodec:
     """A codec by hashing: a token is what its own 8 x 8 pixels in its last frame are, exactly."""
 
     codes = 1600
+    overlap = 1
 
     def encode(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         levels = ((video[:, :, ::4] + 1) * 127.5).round()
@@ -83,7 +84,7 @@ def pipe() -> Pipeline:
         name="random",
         model=Lumos(config).eval().requires_grad_(False),
         codec=HashCodec(),
-        tokenize=text_ids,
+        tokenize=lambda prompt, header: text_ids(prompt),
         size=(world.SIZE, world.SIZE),
         fps=world.FPS,
         sampling=replace(SAMPLING, steps=2),

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from packcache.errors import GenerationError, InvalidSetting
+from packcache.errors import GenerationError, InputError, InvalidSetting
 from packcache.lumos.decode import Step
 from packcache.lumos.schedule import Sampling, philox_draws
 from packcache.policies import FullCache, PackCache
@@ -195,7 +195,7 @@ def test_no_prompt_is_wrong_use(tiny):
 def test_frames_are_made_as_they_are_asked_for(tiny):
     """A generator: endless without a number, and nothing is computed ahead."""
     run = recorder(tiny, PackCache())
-    stream = run.frames(None)
+    stream = run.frames()
     assert [next(stream).frame for _ in range(4)] == [0, 1, 2, 3]
     assert run.frame == 4
 
@@ -218,8 +218,6 @@ def test_given_codes_must_fit_the_grid_and_the_codec(tiny):
     rows, cols, most = *codes.shape[1:], tiny.config.token_ids.num_codes - 1
     with pytest.raises(InvalidSetting, match=rf"shape .*, expected \(1, {rows}, {cols}\)"):
         run.give(codes[:, :-1])
-    with pytest.raises(
-        InvalidSetting, match=rf"expected 0\.\.{most}: they come from another codec"
-    ):
+    with pytest.raises(InputError, match=rf"expected 0\.\.{most}: they come from another codec"):
         run.give(torch.full_like(codes, most + 1))
     assert run.give(codes).given

@@ -249,10 +249,10 @@ def write_generation(folder: Path, model: Lumos) -> None:
     draws = philox_draws([8], STEPS, layout.content)
     decoder = Decoder(
         model, [prefix], layout=layout, sampling=sampling, draws=draws,
-        on_step=steps.append, all_rows=True,
+        on_step=steps.append, all_rows=True, latents=LATENTS,
     )  # fmt: skip
     codes = torch.arange(layout.content).view(1, 1, layout.rows, layout.cols) % IDS.num_codes
-    frames = torch.cat([result.ids for result in decoder.frames(LATENTS, codes)])
+    frames = torch.cat([result.ids for result in decoder.frames(codes)])
     made = LATENTS - 1
 
     def grid(name: str) -> torch.Tensor:

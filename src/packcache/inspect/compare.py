@@ -5,9 +5,8 @@ The policies take turns latent frame by latent frame: a machine that slows down 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch
 
 from packcache.environment import environment
 from packcache.errors import InvalidSetting
+from packcache.lumos.clip import Clip
 from packcache.lumos.cost import clip_operations
-from packcache.lumos.pipeline import Clip, Picture, Pipeline, Run
+from packcache.lumos.pipeline import Picture, Pipeline, Run
 from packcache.lumos.vocab import latent_frames
 from packcache.policies import FullCache, Policy
 from packcache.timeline import FrameLayout
@@ -113,30 +113,23 @@ def compare(
         if on_frame:
             on_frame(done, len(rounds))
     entries = [
-        _entry(pipeline, label, run, torch.stack(results[label]), prompt, frames)
+        _entry(pipeline, label, run, torch.stack(results[label]), frames)
         for label, run in runs.items()
     ]
-    decoder = next(iter(runs.values())).decoder
+    run = next(iter(runs.values()))
+    decoder, first = run.decoder, entries[0].clip
     workload = {
-        "model": pipeline.name,
-        "prompt": prompt,
+        **first.workload(),
         "image": _image_name(image),
         "given_frames": int(image is not None) if video is None else len(video),
-        "frames": frames,
-        "latent_frames": decoder.frame,
         "tokens_per_frame": decoder.layout.tokens,
-        "width": pipeline.size[0],
-        "height": pipeline.size[1],
-        "fps": pipeline.fps,
-        "seed": seed,
-        "sampling": asdict(decoder.sampling),
         "interleaved": True,
         **{k: v for k, v in settings.items() if k in ("positions", "rebase")},
     }
     return Comparison(
         entries=entries,
         workload=workload,
-        environment=environment(decoder.device, pipeline.model.lm_head.weight.dtype),
+        environment=environment(pipeline.device, pipeline.dtype),
         layout=decoder.layout,
     )
 
@@ -148,22 +141,8 @@ def _image_name(image: Picture | None) -> str | None:
     return None if image is None else "given as pixels"
 
 
-def _entry(
-    pipeline: Pipeline, label: str, run: Run, codes: torch.Tensor, prompt: str, frames: int
-) -> Entry:
-    start = time.perf_counter()
-    pixels = pipeline.pixels(codes)[:frames]
-    run.stats.codec_s += time.perf_counter() - start
-    clip = Clip(
-        prompt=prompt,
-        policy=run.policy,
-        sampling=run.decoder.sampling,
-        seed=run.seeds[0],
-        fps=pipeline.fps,
-        frames=pixels,
-        codes=codes,
-        stats=run.stats,
-    )
+def _entry(pipeline: Pipeline, label: str, run: Run, codes: torch.Tensor, frames: int) -> Entry:
+    (clip,) = pipeline.clips(run, codes[None], frames)
     before = [run.decoder.caches[0].text[0], *run.stats.physical_length[:-1]]
     operations = clip_operations(
         pipeline.model.config,

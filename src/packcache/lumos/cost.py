@@ -12,7 +12,10 @@ from packcache.lumos.config import LumosConfig
 from packcache.lumos.schedule import Sampling, cosine_counts
 from packcache.timeline import FrameLayout
 
-__all__ = ["clip_operations", "frame_operations", "linear_parameters"]
+__all__ = [
+    "attention_operations", "attention_share", "clip_operations", "frame_operations",
+    "linear_parameters", "stock_frame_operations",
+]  # fmt: skip
 
 
 def linear_parameters(config: LumosConfig) -> int:
@@ -24,20 +27,41 @@ def linear_parameters(config: LumosConfig) -> int:
     )
 
 
+def attention_operations(config: LumosConfig, layout: FrameLayout, held: int) -> int:
+    """Attention of one forward of a latent frame over `held` tokens and itself, one branch."""
+    keys = held + layout.tokens
+    return 4 * layout.tokens * keys * config.hidden_size * config.num_hidden_layers
+
+
+def attention_share(config: LumosConfig, layout: FrameLayout, held: int) -> float:
+    """Attention's share of what the layers compute for one latent frame, no head, no sampling."""
+    attention = attention_operations(config, layout, held)
+    return attention / (attention + 2 * linear_parameters(config) * layout.tokens)
+
+
 def frame_operations(
     config: LumosConfig, layout: FrameLayout, sampling: Sampling, held: int, *, given: bool = False
 ) -> int:
     """Operations of one latent frame on top of `held` tokens: branches, steps and the commit."""
     forwards = 1 if given else sampling.steps + 1
     linear = 2 * linear_parameters(config) * layout.tokens
-    keys = held + layout.tokens
-    attention = 4 * layout.tokens * keys * config.hidden_size * config.num_hidden_layers
+    attention = attention_operations(config, layout, held)
     rows = 0 if given else layout.content
     for count in [] if given else cosine_counts(layout.content, sampling.steps)[:-1]:
         rows += max(1, count)
     head = 2 * rows * config.hidden_size * config.token_ids.num_codes
     branches = 1 if sampling.guidance == 1 else 2
     return branches * (forwards * (linear + attention) + head)
+
+
+def stock_frame_operations(
+    config: LumosConfig, layout: FrameLayout, sampling: Sampling, held: int
+) -> int:
+    """As `frame_operations`, upstream's way: every row through the head, all ids, commits too."""
+    linear = 2 * linear_parameters(config) * layout.tokens
+    head = 2 * layout.tokens * config.hidden_size * config.vocab_size
+    forward = linear + attention_operations(config, layout, held) + head
+    return 2 * (sampling.steps + 1) * forward
 
 
 def clip_operations(

@@ -1,7 +1,7 @@
 """The decoding loop: a generator that yields one result per latent frame (lumos1-spec 5).
 
-    decoder = Decoder(model, [prefix], layout=layout, policy=PackCache(), ...)
-    for result in decoder.frames(13):
+    decoder = Decoder(model, [prefix], layout=layout, policy=PackCache(), latents=13, ...)
+    for result in decoder.frames():
         result.codes, result.seconds, result.kept, result.kv_bytes
 
 Per latent frame: S drafts (both branches at once), the decided tokens, one commit. The rows of a
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from packcache.cache import FrameCache
-from packcache.errors import GenerationError, InvalidSetting
+from packcache.errors import GenerationError, InputError, InvalidSetting
 from packcache.lumos import schedule
 from packcache.lumos.model import Attend, Lumos
 from packcache.lumos.schedule import Draws, Sampling
@@ -29,7 +29,11 @@ from packcache.policies import FullCache, Policy
 from packcache.positions import PositionMode, RebaseRule, Rotation, text_positions
 from packcache.timeline import FrameLayout, Role, Span
 
-__all__ = ["CachedAttention", "Decoder", "FrameResult", "Step", "causal_attention"]
+#: Logits are made for so many rows at a time that one float32 copy of them is at most this large:
+#: all rows of a 672x384 frame over 64,000 codes would be 1 GB a copy, and sampling makes several.
+HEAD_BYTES = 128 << 20
+
+__all__ = ["HEAD_BYTES", "CachedAttention", "Decoder", "FrameResult", "Step", "causal_attention"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,6 +116,7 @@ class Decoder:
         draws: `draws(prompt, frame)` gives that frame's randomness.
         on_step: called with every `Step`; for tests and inspection.
         all_rows: run the head on decided positions as well (slower, same tokens).
+        latents: latent frames of the whole clip, if known; memory is then reserved at once.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Decoder:
         rebase: RebaseRule = "trained",
         on_step: Callable[[Step], None] | None = None,
         all_rows: bool = False,
+        latents: int | None = None,
     ) -> None:
         if not prefixes:
             raise InvalidSetting("no prompt: expected at least one")
@@ -143,6 +149,8 @@ class Decoder:
         self.temperatures = schedule.temperatures(sampling.steps, sampling.temperature)
         self.device = model.lm_head.weight.device
         self.content = self.vocab.content(layout).to(self.device)
+        self.head_rows = max(1, HEAD_BYTES // (4 * self.vocab.ids.num_codes * len(prefixes)))
+        self.latents = latents
         self.caches = [
             self._cache(prefix, policy or FullCache(), positions, rebase) for prefix in prefixes
         ]
@@ -167,21 +175,27 @@ class Decoder:
             positions=positions,
             rebase=rebase,
             trained_latent_frames=config.trained_latent_frames,
+            latent_frames=self.latents,
             dtype=self.model.lm_head.weight.dtype,
             device=self.device,
         )
 
-    def frames(self, latents: int | None, given: Tensor | None = None) -> Iterator[FrameResult]:
-        """Latent frames one by one: the given ones first, then generated ones.
+    def frames(self, given: Tensor | None = None) -> Iterator[FrameResult]:
+        """Latent frames one by one: the given ones first, then generated ones, `latents` in all.
 
-        `latents` counts given ones too; None goes on for ever. `given [B, t, rows, cols]` are codes
-        of given latent frames (image-to-video: t = 1).
+        `given [B, t, rows, cols]` are codes of given latent frames (image-to-video: t = 1). What
+        was done before a `resume` is not done again.
         """
-        self.prefill()
-        for codes in () if given is None else given.unbind(1):
+        if not self.caches[0].logical_length:
+            self.prefill()
+        for codes in () if given is None else given.unbind(1)[self.frame :]:
             yield self.give(codes)
-        while latents is None or self.frame < latents:
+        while self.latents is None or self.frame < self.latents:
             yield self.generate()
+
+    def resume(self, *, frame: int, generated: int, prefill_s: float) -> None:
+        """Go on after `frame` latent frames, `generated` of them made; the caches hold them."""
+        self.frame, self.generated, self.prefill_s = frame, generated, prefill_s
 
     # --- the three kinds of forward ---------------------------------------------------------
 
@@ -193,7 +207,7 @@ class Decoder:
             cache.open(Span.text(len(prefix.ids)))
             for branch in range(self.branches):
                 ids = torch.tensor([prefix.branch(branch)], device=self.device)
-                rotary = self.model.rotary(text_positions(0, ids.shape[1]).to(self.device))
+                rotary = self.model.rotary(text_positions(0, ids.shape[1]))
                 self.model(ids, rotary, causal_attention(cache, branch))
             cache.commit()
         self.prefill_s = time.perf_counter() - start
@@ -217,13 +231,16 @@ class Decoder:
         return self._result(ids, start, given=True)
 
     @torch.inference_mode()
-    def predict(self) -> Tensor:
-        """Guided float32 logits `[B, N, codes]` of the next latent frame, all of it masked.
+    def predict(self, known: Tensor | None = None) -> Tensor:
+        """Guided float32 logits `[B, N, codes]` of the next latent frame; leaves no trace.
 
-        What the model knows before it decides anything; leaves no trace.
+        What the model says before it decides anything, or when it is told a part: `known [B, N]`
+        are codes of content tokens, negative where the token is masked.
         """
-        self._open(Role.HISTORY)
         ids = self._blank()
+        if known is not None:
+            self._tell(ids, known)
+        self._open(Role.HISTORY)
         chosen = torch.arange(self.layout.content, device=self.device).expand(len(ids), -1)
         logits = self._guided(self._forward(ids, self._rotary()), chosen)
         for cache in self.caches:
@@ -237,8 +254,7 @@ class Decoder:
         self._open(Role.HISTORY)
         rotary = self._rotary()
         ids = self._blank()
-        self._denoise(ids, rotary)
-        finished = ids.cpu()
+        finished = self._read_back(ids, self._denoise(ids, rotary))
         self._commit_generated(finished, rotary)
         self.generated += 1
         return self._result(finished, start, given=False)
@@ -252,7 +268,7 @@ class Decoder:
             )
         most = self.vocab.ids.num_codes - 1
         if int(codes.min()) < 0 or int(codes.max()) > most:
-            raise InvalidSetting(
+            raise InputError(
                 f"given codes lie in {int(codes.min())}..{int(codes.max())}, expected 0..{most}: "
                 "they come from another codec"
             )
@@ -266,9 +282,7 @@ class Decoder:
     def _rotary(self) -> tuple[Tensor, Tensor]:
         """cos and sin `[G, 1, P, D/2]` of the open frame in every branch."""
         tables = [
-            self.model.rotary(
-                self.vocab.frame_positions(length, self.frame, self.layout).to(self.device)
-            )
+            self.model.rotary(self.vocab.frame_positions(length, self.frame, self.layout))
             for prefix in self.prefixes
             for length in prefix.lengths[: self.branches]
         ]
@@ -280,13 +294,25 @@ class Decoder:
         blank = self.vocab.frame(self.layout)
         return blank.expand(len(self.caches), -1).clone().to(self.device)
 
+    def _tell(self, ids: Tensor, known: Tensor) -> None:
+        """Write the codes `known [B, N]` into frames `[B, P]`, but for negative ones."""
+        expected, most = (len(ids), self.layout.content), self.vocab.ids.num_codes - 1
+        if tuple(known.shape) != expected or int(known.max()) > most:
+            raise InvalidSetting(
+                f"known codes have shape {tuple(known.shape)} and reach {int(known.max())}, "
+                f"expected {expected} (prompts, content tokens) and at most {most}"
+            )
+        known = known.to(self.device)
+        told = (known + self.vocab.ids.video_lo).to(ids.dtype)
+        ids[:, self.content] = torch.where(known < 0, ids[:, self.content], told)
+
     def _forward(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Hidden states `[B, branches, P, hidden]` of frames `[B, P]`."""
         rows = ids.repeat_interleave(self.branches, dim=0)
         return self.model(rows, rotary, self.attend).unflatten(0, (-1, self.branches))
 
-    def _denoise(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
-        """Fill the content of `ids [B, P]` in place."""
+    def _denoise(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Fill the content of `ids [B, P]` in place; returns whether all logits were finite."""
         steps = self.sampling.steps
         draws = schedule.stack_draws(
             [self.draws(prompt, self.frame) for prompt in range(len(self.caches))], self.device
@@ -301,18 +327,23 @@ class Decoder:
             known = tokens != self.vocab.ids.mask
             chosen = known.long().argsort(dim=1, stable=True)  # undecided positions first
             chosen = chosen[:, : self.layout.content if self.all_rows else rows]
-            logits = self._guided(hidden, chosen)
-            new, selected = self._choose(logits, tokens, known, chosen, draws, step)
+            new, selected = self._choose(hidden, tokens, known, chosen, draws, step)
+            del hidden  # or the next forward would run beside it
             finite &= selected.isfinite().all()
             if step < steps - 1:
                 new = self._remask(new, selected, known, draws, step)
             ids[:, self.content] = new
             rows = max(1, self.counts[step])
+        return finite
+
+    def _read_back(self, ids: Tensor, finite: Tensor) -> Tensor:
+        """A finished frame's ids on the host: the one place where a frame waits for its device."""
         if not finite:
             raise GenerationError(
                 f"NaN or infinite logits in latent frame {self.frame}: the weights or the dtype "
                 "are broken; try float32, or check the weights with their source"
             )
+        return ids.cpu()
 
     def _guided(self, hidden: Tensor, chosen: Tensor) -> Tensor:
         """Guided float32 logits `[B, rows, codes]` at the chosen content positions."""
@@ -322,11 +353,12 @@ class Decoder:
         logits = self.model.head(hidden.gather(2, index), ids.video_lo, ids.video_hi)
         if self.branches == 1:
             return logits[:, 0]
-        return self.sampling.guidance * (logits[:, 0] - logits[:, 1]) + logits[:, 1]
+        guided = logits[:, 0] - logits[:, 1]  # in place from here on: a copy is HEAD_BYTES large
+        return guided.mul_(self.sampling.guidance).add_(logits[:, 1])
 
     def _choose(
         self,
-        logits: Tensor,
+        hidden: Tensor,
         tokens: Tensor,
         known: Tensor,
         chosen: Tensor,
@@ -334,12 +366,13 @@ class Decoder:
         step: int,
     ) -> tuple[Tensor, Tensor]:
         """New tokens `[B, N]` and the probability of each (`KNOWN` where decided before)."""
-        probs = logits.softmax(dim=-1)
-        codes = schedule.pick(probs, draws, step, chosen, greedy=self.sampling.greedy)
-        picked = probs.gather(-1, codes[..., None])[..., 0]
+        parts = [
+            self._draw(hidden, part, draws, step) for part in chosen.split(self.head_rows, dim=1)
+        ]
+        codes, picked, logits = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
         was_known = known.gather(1, chosen)
-        drawn = codes + self.vocab.ids.video_lo
-        drawn = torch.where(was_known, tokens.gather(1, chosen), drawn)
+        sampled = codes + self.vocab.ids.video_lo
+        drawn = torch.where(was_known, tokens.gather(1, chosen), sampled)
         picked = torch.where(was_known, schedule.KNOWN, picked)
         new = tokens.scatter(1, chosen, drawn)
         selected = torch.full(tokens.shape, schedule.KNOWN, device=self.device)
@@ -352,7 +385,7 @@ class Decoder:
                     positions=chosen,
                     tokens=tokens.gather(1, chosen),
                     known=was_known,
-                    sampled=codes + self.vocab.ids.video_lo,
+                    sampled=sampled,
                     selected=picked,
                     num_mask=self._num_mask(known, step),
                     temperature=self._temperature(step),
@@ -360,6 +393,16 @@ class Decoder:
                 )
             )
         return new, selected
+
+    def _draw(
+        self, hidden: Tensor, chosen: Tensor, draws: schedule.FrameDraws, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes `[B, rows]`, their probabilities, and the logits (none kept unless asked for)."""
+        logits = self._guided(hidden, chosen)
+        probs = logits.softmax(dim=-1)
+        codes = schedule.pick(probs, draws, step, chosen, greedy=self.sampling.greedy)
+        picked = probs.gather(-1, codes[..., None])[..., 0]
+        return codes, picked, logits if self.on_step else logits[..., :0].clone()
 
     def _remask(
         self,

@@ -16,17 +16,19 @@ from packcache.lumos.text import TOKENIZER_FILE
 
 __all__ = ["resolve"]
 
-Need = Literal["model", "tokenizer"]
+Need = Literal["model", "config", "tokenizer"]
 
 #: Files to look for, as patterns of names; of the tokenizer's, the one at the top counts too.
 _WANTED: dict[Need, tuple[str, ...]] = {
     "model": ("config.json", "*.safetensors", "*.safetensors.index.json", TOKENIZER_FILE),
+    "config": ("config.json",),
     "tokenizer": (TOKENIZER_FILE,),
 }
 
 #: Files without which a download is of no use.
 _NEEDED: dict[Need, tuple[str, ...]] = {
     "model": ("config.json", "*.safetensors"),
+    "config": ("config.json",),
     "tokenizer": (TOKENIZER_FILE,),
 }
 
@@ -43,8 +45,9 @@ def resolve(name: str | Path, subfolder: str | None = None, *, need: Need = "mod
     Args:
         name: a folder, or a hub id.
         subfolder: a folder inside it, such as "3B/stage-2-joint".
-        need: "tokenizer" leaves the weights where they are, and gives `name` itself where only
-            that, and not the subfolder, has the file; then `name` may be the file, too.
+        need: "config" and "tokenizer" leave the weights where they are. "tokenizer" gives `name`
+            itself where only that, and not the subfolder, has the file; then `name` may be the
+            file, too.
 
     Raises:
         InvalidSetting: the subfolder leads outside, or the extra `[hf]` is not installed.

@@ -17,12 +17,13 @@ from packcache.lumos.codec import Codec
 from packcache.lumos.config import LumosConfig, read_config
 from packcache.lumos.cosmos import load_cosmos
 from packcache.lumos.hub import resolve
+from packcache.lumos.image import Size
 from packcache.lumos.pipeline import Pipeline
 from packcache.lumos.schedule import Sampling
 from packcache.lumos.text import Header, load_tokenizer
 from packcache.lumos.weights import as_device, as_dtype, load_model
 
-__all__ = ["FPS", "MODELS", "SIZE", "TARGET", "load", "load_config"]
+__all__ = ["FPS", "MODELS", "SIZE", "TARGET", "check_source", "load", "load_config", "usual_size"]
 
 #: What the released video models were trained on: pixels, and frames a second (lumos1-spec 3.3).
 SIZE, TARGET, FPS = (672, 384), 528, 12
@@ -74,20 +75,12 @@ def load(
 
     Raises InputError for files that do not fit together, in one line, before weights are read.
     """
+    check_source(name, subfolder=subfolder, codec=codec, tokenizer=tokenizer, **overrides)
     if str(name) in MODELS:
-        if any((subfolder, codec, tokenizer, overrides)):
-            raise InvalidSetting(
-                f"{name!r} comes with its codec and language: give a device or a dtype, no more"
-            )
         return MODELS[str(name)](as_device(device or "cpu"), as_dtype(dtype or torch.float32))
-    _check_name(name)
-    if codec is None:
-        raise InvalidSetting(
-            "no codec: give codec=, the folder with encoder.jit and decoder.jit of "
-            "Cosmos-Tokenizer-DV4x8x8 (they run as programs: name only files you trust)"
-        )
     device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = None if dtype is None else as_dtype(dtype)
+    assert codec is not None  # check_source
     folder = resolve(name, subfolder)
     config = read_config(folder, **overrides)
     language = _language(tokenizer, name, subfolder, config)
@@ -112,7 +105,35 @@ def load_config(name: str | Path, *, subfolder: str | None = None, **overrides: 
 
         return digits_config()
     _check_name(name)
-    return read_config(resolve(name, subfolder), **overrides)
+    return read_config(resolve(name, subfolder, need="config"), **overrides)
+
+
+def usual_size(name: str | Path) -> tuple[Size, int | None]:
+    """Size and target of what `load` would load (`Pipeline`)."""
+    if str(name) in MODELS:
+        from packcache.digits import world
+
+        return (world.SIZE, world.SIZE), None
+    return SIZE, TARGET
+
+
+def check_source(
+    name: str | Path, *, codec: str | Path | None = None, **others: str | Path | None
+) -> None:
+    """Whether `load` is asked for something it can look for; reads nothing, downloads nothing."""
+    if str(name) in MODELS:
+        if codec is not None or any(value is not None for value in others.values()):
+            raise InvalidSetting(
+                f"{str(name)!r} comes with its codec and language: give a device or a dtype, no "
+                "more"
+            )
+        return
+    _check_name(name)
+    if codec is None:
+        raise InvalidSetting(
+            "no codec: give codec=, the folder with encoder.jit and decoder.jit of "
+            "Cosmos-Tokenizer-DV4x8x8 (they run as programs: name only files you trust)"
+        )
 
 
 def _check_name(name: str | Path) -> None:

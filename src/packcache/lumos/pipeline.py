@@ -4,8 +4,8 @@
     clip = gen.generate("a red 3 moving right", frames=48, policy=PackCache(), seed=0)
     clip.save("clip.mp4")
 
-Layered on the generator of `decode`: `stream` turns its latent frames into pixels as they are
-finished, `generate` collects them with what each cost.
+Layered on the generator of `decode`: `run` makes latent frames with what each cost, `stream` turns
+them into pixels as they are finished, `generate` collects them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,124 +22,59 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from packcache import video
-from packcache.environment import environment
-from packcache.errors import InvalidSetting
+from packcache.errors import InputError, InvalidSetting
+from packcache.lumos import image as images
 from packcache.lumos import schedule
-from packcache.lumos.codec import Codec
+from packcache.lumos.clip import Clip, Stats
+from packcache.lumos.codec import Codec, decode_chunks
 from packcache.lumos.decode import Decoder, FrameResult
-from packcache.lumos.image import crop_to
+from packcache.lumos.image import Size
+from packcache.lumos.journal import Journal, identity
 from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import Sampling
-from packcache.lumos.vocab import Vocab, latent_frames
+from packcache.lumos.text import Header
+from packcache.lumos.vocab import Prefix, Vocab, latent_frames, pixel_frames
 from packcache.policies import PackCache, Policy
 from packcache.positions import PositionMode, RebaseRule
-from packcache.video import Frames
+from packcache.timeline import FrameLayout
+from packcache.video import Frames, read_image, to_rgb
 
-__all__ = ["MODELS", "Clip", "Pipeline", "Stats", "load"]
+__all__ = ["Picture", "Pipeline", "Run"]
 
 log = logging.getLogger(__name__)
 
 Picture = str | Path | Image.Image
 
 
-@dataclass(kw_only=True)
-class Stats:
-    """What a clip cost, one entry a latent frame. Seconds; bytes of all branches, K and V.
-
-    `prefill_s` is the text prefix, `codec_s` encoding and decoding (in no total); `frame_s` holds
-    all steps, the commit and the packing of a latent frame; `kept` maps history frames to the
-    tokens they hold after it.
-    """
-
-    prefill_s: float = 0.0
-    codec_s: float = 0.0
-    frame_s: list[float] = field(default_factory=list)
-    kept: list[dict[int, int]] = field(default_factory=list)
-    kv_bytes: list[int] = field(default_factory=list)
-    capacity_bytes: list[int] = field(default_factory=list)
-    physical_length: list[int] = field(default_factory=list)
-    rebase_frames: list[int] = field(default_factory=list)
-    given_latents: int = 0
-
-    @property
-    def total_s(self) -> float:
-        """TOTAL: prefill to the last commit."""
-        return self.prefill_s + sum(self.frame_s)
-
-    @property
-    def last_s(self) -> float:
-        """LAST: all steps, the commit and the packing of the last latent frame."""
-        return self.frame_s[-1]
-
-    def to_json(self) -> dict[str, Any]:
-        """A row of a result: totals first, then the lists per latent frame."""
-        row = {"total_s": self.total_s, "last_s": self.last_s, **asdict(self)}
-        row["kept"] = [{str(frame): count for frame, count in kept.items()} for kept in self.kept]
-        return row
-
-    def add(self, result: FrameResult) -> None:
-        self.frame_s.append(result.seconds)
-        self.given_latents += result.given
-        for name in ("kept", "kv_bytes", "capacity_bytes", "physical_length", "rebase_frames"):
-            getattr(self, name).append(getattr(result, name))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Clip:
-    """A finished clip: `frames [T, H, W, 3]` uint8, `codes [t, h, w]`, and what it cost."""
-
-    prompt: str
-    policy: Policy
-    sampling: Sampling
-    seed: int
-    fps: float
-    frames: Frames
-    codes: Tensor
-    stats: Stats
-
-    def to_json(self, pipeline: Pipeline) -> dict[str, Any]:
-        """Schema, environment, workload and the one row of results."""
-        work = {
-            "model": pipeline.name,
-            "prompt": self.prompt,
-            "frames": len(self.frames),
-            "latent_frames": len(self.codes),
-            "width": pipeline.size[0],
-            "height": pipeline.size[1],
-            "fps": self.fps,
-            "seed": self.seed,
-            "sampling": asdict(self.sampling),
-        }
-        weight = pipeline.model.lm_head.weight
-        return {
-            "schema": "packcache.generate/1",
-            "environment": environment(weight.device, weight.dtype),
-            "workload": work,
-            "results": [{"policy": repr(self.policy), **self.stats.to_json()}],
-        }
-
-    def save(self, path: str | Path) -> Path:
-        """Write .mp4, .gif or, without a suffix, a folder of PNG files."""
-        return video.write_video(self.frames, path, self.fps)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pipeline:
     """A network with its codec and its language.
 
-    `tokenize` maps a prompt to text ids, `size` is (width, height) in pixels. `seconds` is the
-    duration that every header states; None states the clip's own.
+    `tokenize` maps a prompt and what is stated about the clip to text ids. `size` is (width,
+    height) in pixels unless asked otherwise; with `target` a condition image picks its own size
+    instead, of about target^2 pixels. `seconds` is the duration every header states; None states
+    the clip's own. `picture_header` states 1 fps and 1 second for a clip of one frame, as Lumos-1
+    was trained on pictures.
     """
 
     name: str
     model: Lumos
     codec: Codec
-    tokenize: Callable[[str], list[int]]
-    size: tuple[int, int]
+    tokenize: Callable[[str, Header], list[int]]
+    size: Size
     fps: int
     sampling: Sampling
     seconds: int | None = None
+    target: int | None = None
+    picture_header: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.lm_head.weight.dtype
 
     def generate(self, prompt: str, *, frames: int = 24, **settings: Any) -> Clip:
         """One clip of exactly `frames` pixel frames; settings as for `run`."""
@@ -159,41 +94,51 @@ class Pipeline:
         `on_frame(done, total)` is called after every latent frame.
         """
         run = self.run(prompts, frames=frames, **settings)
-        results = []
+        made = []
         for result in run:
-            results.append(result)
+            made.append(result.codes)
             if on_frame:
-                on_frame(len(results), run.latents or 0)
-        codes = torch.stack([result.codes for result in results], dim=1)  # [B, t, h, w]
+                on_frame(len(made), run.decoder.latents or 0)
+        return self.clips(run, torch.stack(made, dim=1), frames)
+
+    def clips(self, run: Run, codes: Tensor, frames: int) -> list[Clip]:
+        """Finished clips of codes `[B, t, h, w]`, trimmed to `frames` pixel frames."""
         start = time.perf_counter()
         pixels = [self.pixels(own)[:frames] for own in codes]
         run.stats.codec_s += time.perf_counter() - start
         return [
             Clip(
+                model=self.name,
                 prompt=prompt,
                 policy=run.policy,
                 sampling=run.decoder.sampling,
                 seed=seed,
-                fps=self.fps,
+                fps=run.fps,
                 frames=shown,
                 codes=own,
                 stats=run.stats,
+                device=self.device,
+                dtype=self.dtype,
             )
-            for prompt, seed, shown, own in zip(prompts, run.seeds, pixels, codes, strict=True)
+            for prompt, seed, shown, own in zip(run.prompts, run.seeds, pixels, codes, strict=True)
         ]
 
     def stream(
         self, prompt: str, *, frames: int | None = None, **settings: Any
     ) -> Iterator[Frames]:
-        """Pixel frames `[H, W, 3]` as they are finished; endless without `frames`."""
-        left = frames
-        before: Tensor | None = None
-        for result in self.run([prompt], frames=frames, **settings):
-            codes = result.codes[0]
-            chunk = codes[None] if before is None else torch.stack((before, codes))
-            shown = self.pixels(chunk)
-            before = codes
-            for frame in shown if len(chunk) == 1 else shown[1:]:
+        """Pixel frames `[H, W, 3]` as they are finished; endless without `frames`.
+
+        Memory does not grow with the clip (under a bounded policy): what each frame cost is
+        forgotten, and each latent frame is decoded behind the codec's `overlap` before it.
+        """
+        run = self.run([prompt], frames=frames, **settings)
+        left, window = frames, torch.empty(0)
+        for result in run.results():
+            window = torch.cat((window, result.codes)) if len(window) else result.codes
+            shown = self.pixels(window[-1 - self.codec.overlap :])
+            new = 1 if result.frame == 0 else self.model.config.compression[0]
+            window = window[-self.codec.overlap :]
+            for frame in shown[-new:]:
                 if left == 0:
                     return
                 yield frame
@@ -204,63 +149,134 @@ class Pipeline:
         prompts: Sequence[str],
         *,
         frames: int | None,
-        image: Picture | None = None,
+        image: Picture | Sequence[Picture] | None = None,
         video: Frames | None = None,
         policy: Policy | None = None,
         seed: int | Sequence[int] = 0,
+        size: Size | int | None = None,
+        fps: int | None = None,
+        seconds: int | None = None,
         positions: PositionMode = "rebase",
         rebase: RebaseRule = "trained",
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
         **sampling: Any,
     ) -> Run:
         """An iterator over latent frames that keeps `stats` as it goes.
 
         Args:
             frames: pixel frames to make; None goes on for ever.
-            image: condition image, given as a file or a PIL image: the first frame of the clip.
+            image: condition image, given as a file or a PIL image: the first frame of the clip;
+                one for all prompts, or one each.
             video: instead of an image, uint8 frames `[1 + 4n, H, W, 3]` to go on from. The clip
                 starts with them; the first is the condition image, the others clean history.
             policy: which tokens stay; default `PackCache()`.
             seed: of the draws; one for all prompts, or one each.
+            size: (width, height) in pixels, multiples of 32; or one number, about whose square
+                in pixels the clip has, in the image's shape; default the model's.
+            fps, seconds: what prompt and header state; default the model's and the clip's own.
             positions, rebase: as for `FrameCache`.
+            checkpoint: folder in which every latent frame is durable before it is handed on.
+            resume: go on from what `checkpoint` holds; its frames come first, as they were.
             sampling: `steps`, `guidance`, ... as in `Sampling`; defaults are the model's.
         """
-        if frames is not None and (isinstance(frames, bool) or frames < 1):
-            raise InvalidSetting(f"frames is {frames}, expected at least 1")
-        chosen = replace(self.sampling, **sampling)
-        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(prompts):
-            raise InvalidSetting(
-                f"{len(seeds)} seeds for {len(prompts)} prompts: give one or one each"
-            )
-        self._check_given(image, video, frames)
-        vocab = Vocab(self.model.config)
-        layout = vocab.layout(*self.size)
-        latents = (
-            None if frames is None else latent_frames(frames, self.model.config.compression[0])
-        )
-        seconds = self._seconds(frames)
-        decoder = Decoder(
-            self.model,
-            [vocab.prefix(self.tokenize(p), seconds=seconds, fps=self.fps) for p in prompts],
-            layout=layout,
-            sampling=chosen,
-            policy=policy or PackCache(),
-            draws=schedule.philox_draws(seeds, chosen.steps, layout.content),
-            positions=positions,
-            rebase=rebase,
-        )
+        _check_frames(frames)
+        seeds = _one_each(seed, len(prompts), "seeds")
+        pictures = [_open(picture) for picture in _one_each(image, len(prompts), "images")]
+        size = self._size(size, pictures, video)
+        if video is not None:
+            self._check_video(video, size, frames, also_image=bool(pictures))
+        header = self._header(size, frames, fps, seconds)
+        decoder = self._decoder(
+            prompts, header, frames, replace(self.sampling, **sampling), seeds,
+            policy=policy or PackCache(), positions=positions, rebase=rebase,
+        )  # fmt: skip
         start = time.perf_counter()
-        given = None if image is None else self.encode_image(image)[None]
-        given = given if video is None else self.encode_video(video)
-        stats = Stats(codec_s=time.perf_counter() - start)
-        return Run(decoder=decoder, latents=latents, given=given, seeds=seeds, stats=stats)
+        given = self._given(pictures, video, size, len(prompts))
+        return Run(
+            prompts=list(prompts),
+            decoder=decoder,
+            given=given,
+            seeds=seeds,
+            header=header,
+            stats=Stats(codec_s=time.perf_counter() - start),
+        ).kept(checkpoint, resume=resume)
 
-    def _check_given(self, image: Picture | None, video: Frames | None, frames: int | None) -> None:
-        if video is None:
-            return
-        if image is not None:
+    # --- what is stated about the clip --------------------------------------------------------
+
+    @property
+    def _group(self) -> int:
+        """Pixel frames of a latent frame, the first one apart."""
+        return self.model.config.compression[0]
+
+    def _decoder(
+        self,
+        prompts: Sequence[str],
+        header: Header,
+        frames: int | None,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        **settings: Any,
+    ) -> Decoder:
+        layout = Vocab(self.model.config).layout(header.width, header.height)
+        return Decoder(
+            self.model,
+            [self._prefix(prompt, header, layout) for prompt in prompts],
+            layout=layout,
+            sampling=sampling,
+            draws=schedule.philox_draws(seeds, sampling.steps, layout.content),
+            latents=None if frames is None else latent_frames(frames, self._group),
+            **settings,
+        )
+
+    def _header(
+        self, size: Size, frames: int | None, fps: int | None, seconds: int | None
+    ) -> Header:
+        picture = frames == 1 and self.picture_header
+        fps = fps or (1 if picture else self.fps)
+        seconds = seconds or self.seconds or self._duration(frames, fps)
+        return Header(width=size[0], height=size[1], seconds=seconds, fps=fps)
+
+    def _duration(self, frames: int | None, fps: int) -> int:
+        """Whole seconds of a clip; an endless one states the longest the model was trained on."""
+        trained = self.model.config.trained_latent_frames
+        if frames is None and trained is None:
+            raise InvalidSetting("an endless clip has no duration to state: give seconds or frames")
+        if frames is None:
+            return max(1, (pixel_frames(trained or 1, self._group) - 1) // fps)
+        return max(1, -(-frames // fps))
+
+    def _prefix(self, prompt: str, header: Header, layout: FrameLayout) -> Prefix:
+        config = self.model.config
+        prefix = Vocab(config).prefix(
+            self.tokenize(prompt, header), seconds=header.seconds, fps=header.fps
+        )
+        room = config.max_position_embeddings - (config.trained_latent_frames or 1) * layout.tokens
+        if len(prefix.ids) > max(room, 0):
+            raise InputError(
+                f"the prompt has {len(prefix.ids)} tokens, expected at most {max(room, 0)}: "
+                f"{config.max_position_embeddings} positions less the frames the model was trained "
+                "on; shorten the prompt"
+            )
+        return prefix
+
+    # --- what is given ------------------------------------------------------------------------
+
+    def _size(
+        self, asked: Size | int | None, pictures: Sequence[Image.Image], video: Frames | None
+    ) -> Size:
+        """What was asked for, or the given frames' own size, or the picture's choice."""
+        if video is not None and asked is None and self.target and np.ndim(video) == 4:
+            return np.shape(video)[2], np.shape(video)[1]
+        picture = pictures[0].size if pictures else None
+        return images.pick_size(asked, default=self.size, target=self.target, picture=picture)
+
+    def _check_video(
+        self, video: Frames, size: Size, frames: int | None, *, also_image: bool
+    ) -> None:
+        if also_image:
             raise InvalidSetting("both image and video are given: the first frame of video is one")
-        group, (width, height) = self.model.config.compression[0], self.size
+        width, height = size
         count, *rest = np.shape(video) or (0,)
         kind = getattr(video, "dtype", type(video).__name__)
         if rest != [height, width, 3] or kind != np.uint8:
@@ -268,38 +284,38 @@ class Pipeline:
                 f"video is {kind} of shape {np.shape(video)}, expected uint8 "
                 f"[T, {height}, {width}, 3]: scale it first"
             )
-        if count % group != 1:
+        if count % self._group != 1:
             raise InvalidSetting(
-                f"video has {count} frames, expected 1 + a multiple of {group} (1, 5, 9, ...): "
-                "drop frames at its start"
+                f"video has {count} frames, expected 1 + a multiple of {self._group} "
+                "(1, 5, 9, ...): drop frames at its start"
             )
         if frames is not None and count >= frames:
             raise InvalidSetting(
                 f"video has {count} frames of a clip of {frames}: expected fewer, or more frames"
             )
 
-    def _seconds(self, frames: int | None) -> int:
-        if self.seconds is not None:
-            return self.seconds
-        if frames is None:
-            raise InvalidSetting("an endless clip has no duration to state: give frames")
-        return max(1, -(-frames // self.fps))
+    def _given(
+        self, pictures: Sequence[Image.Image], video: Frames | None, size: Size, prompts: int
+    ) -> Tensor | None:
+        """Codes `[B, t, h, w]` that the clips start with."""
+        if video is not None:
+            return self.encode_video(video).expand(prompts, -1, -1, -1)
+        if not pictures:
+            return None
+        return torch.stack([self.encode_image(p, size) for p in pictures])[:, None]
 
     @property
     def _codec_device(self) -> torch.device:
         weights = self.codec.parameters() if isinstance(self.codec, torch.nn.Module) else iter(())
         return next((weight.device for weight in weights), torch.device("cpu"))
 
-    def encode_image(self, image: Picture) -> Tensor:
+    def encode_image(self, image: Picture, size: Size | None = None) -> Tensor:
         """Codes `[h, w]` of a condition image, resized and cropped to size if need be."""
-        picture = (
-            image.convert("RGB") if isinstance(image, Image.Image) else video.read_image(image)
-        )
-        if picture.size != self.size:
-            log.warning(
-                "the image is %dx%d: resized and cropped to %dx%d", *picture.size, *self.size
-            )
-            picture = crop_to(picture, self.size)
+        picture = _open(image)
+        size = size or self.size
+        if picture.size != size:
+            log.warning("the image is %dx%d: resized and cropped to %dx%d", *picture.size, *size)
+            picture = images.crop_to(picture, size)
         return self.encode_video(np.asarray(picture)[None])[0]
 
     def encode_video(self, video: Frames) -> Tensor:
@@ -308,64 +324,109 @@ class Pipeline:
         many = pixels.reshape(-1, *pixels.shape[-4:]).float() / 255 * 2 - 1
         with torch.inference_mode():
             indices, _ = self.codec.encode(many.to(self._codec_device))
-        return indices.reshape(*pixels.shape[:-4], *indices.shape[1:])
+        return indices.reshape(*pixels.shape[:-4], *indices.shape[1:]).cpu()
+
+    def fit_video(self, video: Frames, size: Size | int | None = None) -> Frames:
+        """Any frames `[T, H, W, 3]` uint8 as `run` takes them: scaled and cropped to the clip's
+        size, and the first few dropped until 1 + 4n are left.
+        """
+        picture = video.shape[2], video.shape[1]
+        size = images.pick_size(size, default=self.size, target=self.target, picture=picture)
+        dropped = (len(video) - 1) % self._group
+        if dropped or picture != size:
+            log.warning(
+                "the video is %d frames of %dx%d: resized and cropped to %dx%d, first %d dropped",
+                len(video), *picture, *size, dropped,
+            )  # fmt: skip
+        cut = (images.crop_to(Image.fromarray(frame), size) for frame in video[dropped:])
+        return np.stack([np.asarray(frame) for frame in cut])
 
     def pixels(self, codes: Tensor) -> Frames:
         """Frames `[1 + 4(t-1), H, W, 3]` uint8 of codes `[t, h, w]` (truncated, lumos1-spec 6)."""
         with torch.inference_mode():
-            decoded = self.codec.decode(codes[None].to(self._codec_device))[0]  # [3, T, H, W]
-        levels = (decoded.float().clamp(-1, 1) + 1) / 2 * 255
-        return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+            pieces = decode_chunks(self.codec, codes[None].to(self._codec_device))
+            return np.concatenate([_levels(piece[0]) for piece in pieces])
+
+
+def _levels(video: Tensor) -> Frames:
+    """uint8 `[T, H, W, 3]` of a decoded video `[3, T, H, W]`, truncated as upstream does."""
+    levels = (video.float().clamp(-1, 1) + 1) / 2 * 255
+    return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+
+def _open(image: Picture) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        return read_image(image)
+    try:
+        return to_rgb(image)
+    except ValueError as error:
+        raise InvalidSetting(f"image has {error}, expected one such as RGB: convert it") from None
+
+
+def _one_each(given: Any, prompts: int, name: str) -> list[Any]:
+    """What belongs to the prompts: nothing, one for all of them, or one each."""
+    if given is None:
+        return []
+    many = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if len(many) not in (1, prompts):
+        raise InvalidSetting(f"{len(many)} {name} for {prompts} prompts: give one or one each")
+    return many * prompts if len(many) == 1 else many
+
+
+def _check_frames(frames: int | None) -> None:
+    if frames is not None and (isinstance(frames, bool) or frames < 1):
+        raise InvalidSetting(f"frames is {frames}, expected at least 1")
 
 
 @dataclass(kw_only=True, eq=False)
 class Run:
-    """Latent frames of one call as they are made; `stats` grows with them.
+    """Latent frames of one call as they are made; iterating keeps `stats` as it goes.
 
-    `given [t, h, w]` are the codes that every prompt's clip starts with.
+    `given [B, t, h, w]` are the codes that the clips start with, `journal` their checkpoint.
     """
 
+    prompts: list[str]
     decoder: Decoder
-    latents: int | None
     given: Tensor | None
     seeds: list[int]
+    header: Header
     stats: Stats
+    journal: Journal | None = None
 
     @property
     def policy(self) -> Policy:
         return self.decoder.caches[0].policy
 
+    @property
+    def fps(self) -> int:
+        return self.header.fps
+
+    @property
+    def size(self) -> Size:
+        return self.header.width, self.header.height
+
+    def kept(self, checkpoint: str | Path | None, *, resume: bool) -> Run:
+        """This run with a checkpoint folder, new or to resume; None: without."""
+        if checkpoint is not None:
+            told = identity(
+                self.decoder,
+                prompts=self.prompts,
+                seeds=self.seeds,
+                given=self.given,
+                **asdict(self.header),
+            )
+            self.journal = Journal(checkpoint, self.decoder, told, resume=resume)
+        elif resume:
+            raise InvalidSetting("resume without a checkpoint: name the folder that holds it")
+        return self
+
+    def results(self) -> Iterator[FrameResult]:
+        """The latent frames, nothing kept of them; those of a resumed checkpoint come first."""
+        frames = self.decoder.frames(self.given)
+        return frames if self.journal is None else self.journal.record(frames)
+
     def __iter__(self) -> Iterator[FrameResult]:
-        given = self.given
-        if given is not None:
-            given = given.expand(len(self.decoder.caches), *given.shape)
-        for result in self.decoder.frames(self.latents, given):
+        for result in self.results():
             self.stats.prefill_s = self.decoder.prefill_s
             self.stats.add(result)
             yield result
-
-
-def _load_digits() -> Pipeline:
-    from packcache.digits import codec, model, world
-
-    return Pipeline(
-        name="digits",
-        model=model.load_model(),
-        codec=codec.load_codec(),
-        tokenize=model.text_ids,
-        size=(world.SIZE, world.SIZE),
-        fps=world.FPS,
-        sampling=model.SAMPLING,
-        seconds=model.SECONDS,
-    )
-
-
-#: Models that come with the package.
-MODELS: dict[str, Callable[[], Pipeline]] = {"digits": _load_digits}
-
-
-def load(name: str) -> Pipeline:
-    """A ready pipeline by name; "digits" is embedded and needs no download."""
-    if name not in MODELS:
-        raise InvalidSetting(f"unknown model {name!r}: known are {', '.join(MODELS)}")
-    return MODELS[name]()

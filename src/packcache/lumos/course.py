@@ -1,0 +1,256 @@
+"""The course of a clip without memory: what the cache allocates and holds, phase by phase.
+
+A real `FrameCache` on the device "meta" is opened, filled and packed as `Decoder` does it, so the
+bytes predicted and the bytes measured are the same code's. What the forwards take beside the cache
+are sums with named terms (`memory`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from packcache import positions as rotary
+from packcache.cache import FrameCache, TrainedRangeWarning
+from packcache.lumos.config import LumosConfig
+from packcache.lumos.memory import (
+    ALLOWANCE,
+    Moment,
+    Phase,
+    forward_moments,
+    head_moment,
+    keep_moment,
+    reserve_moment,
+    state_terms,
+)
+from packcache.lumos.schedule import Sampling, history_mask
+from packcache.lumos.vocab import HEADER
+from packcache.lumos.weights import parameter_count
+from packcache.policies import Policy
+from packcache.positions import AnchorKeys, PositionMode, RebaseRule, Rotation
+from packcache.timeline import FrameLayout, Role, Span
+
+__all__ = ["Course", "Workload"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What the cache does over a clip, one prompt: bytes allocated by phase, tokens held.
+
+    `kv_bytes`, `metadata_bytes` and `end_bytes` (allocated) are those after the last commit;
+    `held` the tokens before each latent frame, up to where nothing changes any more; `old_slots`
+    those of a branch before it last grew.
+    """
+
+    prefill_bytes: int
+    given_bytes: int
+    step_bytes: int
+    end_bytes: int
+    kv_bytes: int
+    metadata_bytes: int
+    held: tuple[int, ...]
+    old_slots: int
+
+    def held_before(self, latents: int) -> list[int]:
+        """Tokens held before each of that many latent frames."""
+        return [self.held[min(frame, len(self.held) - 1)] for frame in range(latents)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """All of a workload but its length and its policy."""
+
+    config: LumosConfig
+    layout: FrameLayout
+    sampling: Sampling
+    dtype: torch.dtype
+    text_tokens: int
+    image: bool
+    prompts: int
+    positions: PositionMode
+    rebase: RebaseRule
+
+    @property
+    def branches(self) -> int:
+        return 1 if self.sampling.guidance == 1 else 2
+
+    @property
+    def weights_bytes(self) -> int:
+        return parameter_count(self.config) * self.dtype.itemsize
+
+    @property
+    def layer_slot_bytes(self) -> int:
+        """One token's keys, or values, of one layer and branch."""
+        return self.config.num_key_value_heads * self.config.head_dim * self.dtype.itemsize
+
+    @property
+    def frame_bytes(self) -> int:
+        per_token = 2 * self.config.num_hidden_layers * self.layer_slot_bytes * self.branches
+        return self.layout.tokens * per_token * self.prompts
+
+    def cache(self, policy: Policy, latents: int) -> FrameCache:
+        """The cache that `Decoder` would make, without memory."""
+        config = self.config
+        frequencies = rotary.inverse_frequencies(config.head_dim, config.rope_theta)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrainedRangeWarning)  # the run itself will warn
+            cache = FrameCache(
+                policy,
+                layers=config.num_hidden_layers,
+                kv_heads=config.num_key_value_heads,
+                head_dim=config.head_dim,
+                layout=self.layout,
+                text=(self.text_tokens, HEADER)[: self.branches],
+                visible_tokens=int(self.visible().sum()),
+                rotation=Rotation.mm_rope(frequencies, config.compression[0]),
+                positions=self.positions,
+                rebase=self.rebase,
+                trained_latent_frames=config.trained_latent_frames,
+                latent_frames=latents,
+                dtype=self.dtype,
+                device="meta",
+            )
+        # turning keys on "meta" would import sympy, 1 s and 70 MB, for numbers nobody reads
+        cache._anchors = [_AnchorSizes(anchors.rotation) for anchors in cache._anchors]
+        return cache
+
+    def visible(self) -> NDArray[np.bool_]:
+        """Which tokens of a committed frame are not re-masked, as `Decoder` has them."""
+        history = history_mask(
+            self.layout.rows, self.layout.row_length, self.sampling.history_mask_ratio
+        )
+        visible = np.ones(self.layout.tokens, dtype=bool)
+        visible[self.layout.header + history] = False
+        return visible
+
+    def course(self, policy: Policy, latents: int, *, most: int | None = None) -> Course:
+        """Drive the cache through a clip, until it ends, nothing changes, or `most` frames."""
+        cache = self.cache(policy, latents)
+        self._commit(cache, Span.text(self.text_tokens))
+        prefill = given = cache.capacity_bytes
+        step = old = 0
+        held: list[int] = []
+        for frame in range(latents if most is None else min(latents, most)):
+            before, slots = _state(cache), cache.stores[0].capacity
+            held.append(cache.physical_length)
+            self._commit_frame(cache, frame)
+            if self.image and frame == 0:
+                given = cache.capacity_bytes
+            else:
+                step = max(step, cache.capacity_bytes)
+            old = slots if cache.stores[0].capacity > slots else old
+            if _state(cache) == before:
+                break
+        return Course(
+            prefill_bytes=prefill,
+            given_bytes=given,
+            step_bytes=step,
+            end_bytes=cache.capacity_bytes,
+            kv_bytes=cache.kv_bytes,
+            metadata_bytes=cache.timeline.metadata_bytes,
+            held=tuple(held),
+            old_slots=old,
+        )
+
+    def _commit_frame(self, cache: FrameCache, frame: int) -> None:
+        clean = self.image and frame == 0
+        span = Span.of_frame(Role.IMAGE if clean else Role.HISTORY, frame, self.layout)
+        ids = np.zeros(self.layout.tokens, dtype=np.int32)
+        self._commit(cache, span, visible=None if clean else self.visible(), ids=ids)
+
+    def _commit(self, cache: FrameCache, span: Span, **known: Any) -> None:
+        """What a forward of all layers and branches leaves behind."""
+        cache.open(span)
+        heads, head_dim = self.config.num_key_value_heads, self.config.head_dim
+        for branch, text in enumerate(cache.text):
+            tokens = text if span.role is Role.TEXT else span.tokens
+            draft = torch.empty(heads, tokens, head_dim, dtype=self.dtype, device="meta")
+            for layer in range(self.config.num_hidden_layers):
+                cache.update(layer, draft, draft, branch)
+        cache.commit(**known)
+
+    # --- the moments of a run -------------------------------------------------------------------
+
+    def phases(self, course: Course, latents: int) -> tuple[Phase, ...]:
+        """Each phase of a run of several prompts, at its largest moment."""
+        rows = self.prompts * self.branches * self.layout.tokens
+        state = state_terms(
+            self.config, self.layout, self.sampling, self.dtype, prompts=self.prompts
+        )
+        quiet = [term for term in state if term.name != "draws"]
+        text = forward_moments(self.config, self.text_tokens, self.dtype)
+        given = forward_moments(self.config, rows, self.dtype, quiet)
+        step = forward_moments(self.config, rows, self.dtype, state)
+        head = head_moment(
+            self.config, self.layout, self.sampling, self.dtype, prompts=self.prompts, held=state
+        )
+        phases = [self._phase("prefill", course.prefill_bytes, text)]
+        if self.image:
+            phases.append(self._phase("given frame", course.given_bytes, given))
+        if latents > self.image:
+            grow = reserve_moment(self.layer_slot_bytes * course.old_slots)
+            moved = max(course.held) - self.text_tokens
+            pack = keep_moment(self.layer_slot_bytes * moved, moved)
+            phases += [
+                self._phase("growth", course.step_bytes, [grow]),
+                self._phase("step", course.step_bytes, step),
+                self._phase("head", course.step_bytes, [head]),
+                self._phase("commit", course.step_bytes, given),
+                self._phase("packing", course.step_bytes, [pack]),
+            ]
+        return tuple(phases)
+
+    def _phase(self, name: str, cache_bytes: int, moments: Iterable[Moment]) -> Phase:
+        top = max(moments, key=lambda moment: moment.bytes)
+        label = name if top.name == name else f"{name}, {top.name}"
+        return Phase(
+            cache_bytes=cache_bytes * self.prompts, moment=Moment(name=label, terms=top.terms)
+        )
+
+    def needed(self, policy: Policy, latents: int) -> int:
+        """Bytes that should be free; a known clip reserves at once, so few frames tell them."""
+        course = self.course(policy, latents, most=2 + self.image + policy.num_sinks)
+        peak = max(phase.bytes for phase in self.phases(course, latents))
+        return self.weights_bytes + peak + ALLOWANCE
+
+    def is_bounded(self, policy: Policy) -> bool:
+        """Does the history this policy holds have a limit?"""
+        visible = int(self.visible().sum())
+        token_bytes = self.frame_bytes // self.prompts // self.layout.tokens
+        budget = policy.budget_for(self.layout.tokens, visible, token_bytes)
+        return policy.max_history(self.layout.tokens, budget) is not None
+
+
+class _AnchorSizes(AnchorKeys):
+    """The pristine copies of anchors as shapes: as large as real ones, never turned."""
+
+    def remember(self, keys: list[Tensor]) -> None:
+        heads, count, _ = keys[0].shape
+        if not self._layers or count > self._layers[0].shape[1]:
+            channels = 2 * len(self.rotation.pairs)
+            self._layers = [k.new_empty(heads, count, channels) for k in keys]
+
+    def advance(self, keys: list[Tensor], frames: int) -> None:
+        """Nothing changes its size."""
+
+
+def _state(cache: FrameCache) -> list[tuple[Role, int, int]]:
+    """All that decides how a policy goes on, as seen from the newest frame; sinks do not age."""
+    timeline = cache.timeline
+    return [
+        (
+            e.span.role,
+            0
+            if e.span.role.is_anchor or cache.policy.is_sink(timeline, e)
+            else timeline.distance(e),
+            e.count,
+        )
+        for e in timeline.entries
+    ]

@@ -1,0 +1,265 @@
+"""How much memory a moment of the engine takes beside the weights: sums with named terms.
+
+Read off the ops of `model`, `decode` and `schedule`, in the order in which their tensors live; the
+planner takes the largest moment. Bytes of tensors only: what a codec, a CUDA context, a kernel's
+workspace and an allocator's rounding take is not counted and has an allowance instead.
+Axes: A token rows of a forward (branches x prompts x tokens), D hidden, F intermediate.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from packcache.errors import InvalidSetting
+from packcache.lumos.config import LumosConfig
+from packcache.lumos.decode import HEAD_BYTES
+from packcache.lumos.schedule import Sampling
+from packcache.timeline import FrameLayout
+
+__all__ = [
+    "ALLOWANCE", "Moment", "Phase", "Term", "forward_moments", "found_memory", "head_moment",
+    "keep_moment", "parse_bytes", "reserve_moment", "show_bytes", "state_terms",
+]  # fmt: skip
+
+#: Bytes left free for what is not counted: codec, CUDA context, workspaces, allocator rounding.
+ALLOWANCE = 1 << 30
+
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_UNITS |= {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One tensor or group of tensors that is alive: its name, bytes, and how they come about."""
+
+    name: str
+    bytes: int
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A point of the run where memory may peak: all that lives there beside weights and cache."""
+
+    name: str
+    terms: tuple[Term, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(term.bytes for term in self.terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A moment together with what the cache has allocated then."""
+
+    cache_bytes: int
+    moment: Moment
+
+    @property
+    def bytes(self) -> int:
+        return self.cache_bytes + self.moment.bytes
+
+
+def forward_moments(
+    config: LumosConfig, rows: int, dtype: torch.dtype, held: Sequence[Term] = ()
+) -> list[Moment]:
+    """The moments of one layer's forward of `rows` tokens; `held` lives throughout.
+
+    A layer's input stays alive until the layer returns, its normed copy as long as the sublayer.
+    QK-norm and rotation are float32 inside; SDPA is fused, so no scores are in memory.
+    """
+    size, wide = dtype.itemsize, max(4, dtype.itemsize)
+    queries = rows * config.hidden_size
+    keys = rows * config.num_key_value_heads * config.head_dim
+    inner = rows * config.intermediate_size
+    cast = wide if size < wide else 0  # `.float()` copies narrow numbers only
+
+    def moment(name: str, *terms: tuple[str, int, str]) -> Moment:
+        fixed = [Term(name="layer input", bytes=size * queries, how=f"A x D x {size} B")]
+        new = [Term(name=n, bytes=b, how=how) for n, b, how in terms if b]
+        return Moment(name=name, terms=(*held, *fixed, *new))
+
+    normed = ("normed input", size * queries, f"A x D x {size} B")
+    return [
+        moment(
+            "query norm",
+            normed,
+            ("raw queries", (size + cast) * queries, f"A x D x ({size} + {cast}) B"),
+            ("norm and affine", 2 * wide * queries, f"2 x A x D x {wide} B"),
+        ),
+        moment(
+            "key norm",
+            normed,
+            ("queries", wide * queries, f"A x D x {wide} B"),
+            ("raw keys", (size + cast) * keys, f"A x KV x d x ({size} + {cast}) B"),
+            ("norm and affine", 2 * wide * keys, f"2 x A x KV x d x {wide} B"),
+        ),
+        moment(
+            "query rotation",
+            normed,
+            ("queries", wide * queries, f"A x D x {wide} B"),
+            ("rotated halves and their sum", 2 * wide * queries, f"2 x A x D x {wide} B"),
+            ("keys and values", (wide + size) * keys, f"A x KV x d x ({wide} + {size}) B"),
+        ),
+        moment(
+            "output projection",
+            normed,
+            ("queries", size * queries, f"A x D x {size} B"),
+            ("keys and values", 2 * size * keys, f"2 x A x KV x d x {size} B"),
+            ("attention, flat, projected", 3 * size * queries, f"3 x A x D x {size} B"),
+        ),
+        moment(
+            "MLP",
+            ("sum and normed sum", 2 * size * queries, f"2 x A x D x {size} B"),
+            (
+                "gate, up and product",
+                max(3 * size * inner, size * (inner + queries)),
+                f"3 x A x F x {size} B, or product and output",
+            ),
+        ),
+    ]
+
+
+def head_moment(
+    config: LumosConfig,
+    layout: FrameLayout,
+    sampling: Sampling,
+    dtype: torch.dtype,
+    *,
+    prompts: int = 1,
+    held: Sequence[Term] = (),
+) -> Moment:
+    """Head and draw of one slice of rows; a slice has at most `HEAD_BYTES` a float32 copy."""
+    branches = 1 if sampling.guidance == 1 else 2
+    codes = config.token_ids.num_codes
+    rows = min(layout.content, max(1, HEAD_BYTES // (4 * codes * prompts)))
+    copy = 4 * prompts * rows * codes
+    narrow = copy * dtype.itemsize // 4 if dtype.itemsize < 4 else 0
+    hidden = prompts * branches * layout.tokens * config.hidden_size * dtype.itemsize
+    picked = prompts * branches * rows * config.hidden_size * dtype.itemsize
+    logits = max(branches * (copy + narrow), (branches + 1) * copy, 3 * copy)
+    return Moment(
+        name="head",
+        terms=(
+            *held,
+            Term(name="hidden states", bytes=hidden, how=f"A x D x {dtype.itemsize} B"),
+            Term(name="rows of a slice", bytes=picked, how=f"{rows} rows a prompt and branch"),
+            Term(
+                name="logits",
+                bytes=logits,
+                how=f"3 float32 copies of {rows} x {codes} a prompt, at most {HEAD_BYTES >> 20} "
+                "MiB each: both branches and their guided sum, or logits, shares and running sums",
+            ),
+        ),
+    )
+
+
+def state_terms(
+    config: LumosConfig,
+    layout: FrameLayout,
+    sampling: Sampling,
+    dtype: torch.dtype,
+    *,
+    prompts: int = 1,
+) -> list[Term]:
+    """What lives as long as a latent frame is open."""
+    branches = 1 if sampling.guidance == 1 else 2
+    rows = prompts * branches * layout.tokens
+    cells = prompts * layout.content
+    return [
+        Term(
+            name="cos and sin",
+            bytes=rows * config.head_dim * dtype.itemsize,
+            how=f"A x d x {dtype.itemsize} B",
+        ),
+        Term(
+            name="draws",
+            bytes=8 * cells * sampling.steps,
+            how="2 x prompts x steps x content tokens x 4 B",
+        ),
+        Term(
+            name="ids and choices",
+            bytes=8 * (prompts * layout.tokens + rows) + 29 * cells,
+            how="ids as int64; known, chosen, new and their shares a content token",
+        ),
+    ]
+
+
+def keep_moment(layer_bytes: int, tail_slots: int) -> Moment:
+    """Packing: one layer's kept keys or values beside themselves, and their slots."""
+    return Moment(
+        name="packing",
+        terms=(
+            Term(name="kept tail", bytes=layer_bytes, how="one layer's keys or values, one branch"),
+            Term(name="slots", bytes=8 * tail_slots, how="8 B a kept token"),
+        ),
+    )
+
+
+def reserve_moment(layer_bytes: int) -> Moment:
+    """Growth: layers are carried over one at a time, so one old buffer lives beside the new."""
+    return Moment(
+        name="growth",
+        terms=(
+            Term(
+                name="old buffer", bytes=layer_bytes, how="one layer's keys or values, one branch"
+            ),
+        ),
+    )
+
+
+# --- sizes in words -----------------------------------------------------------------------------
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "16GiB", "24 GB" or "512MiB". Raises InvalidSetting."""
+    match = _SIZE.fullmatch(text)
+    if not match or match[2] not in _UNITS:
+        raise InvalidSetting(
+            f'memory is {text!r}, expected a number with a unit such as "16GiB" or "24GB"'
+        )
+    size = int(float(match[1]) * _UNITS[match[2]])
+    if size < 1:
+        raise InvalidSetting(f"memory is {text!r}, expected more than nothing: give all you have")
+    return size
+
+
+def show_bytes(size: int) -> str:
+    """Bytes for people: "9.31 GiB", "446.7 MiB", "12 KiB"."""
+    if size >= 1 << 30:
+        return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**20:.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:.1f} KiB"
+
+
+def found_memory(device: str | torch.device = "cpu") -> int:
+    """Bytes that are free on a CUDA device, or that this machine can give to a process.
+
+    Raises InvalidSetting for a CUDA device where there is none.
+    """
+    place = torch.device(device)
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InvalidSetting(
+                f"device is {place}, but torch sees no CUDA device here: expected one, or a size "
+                'of memory such as "16GiB"'
+            )
+        return torch.cuda.mem_get_info(place)[0]
+    return _available(Path("/proc/meminfo"))
+
+
+def _available(meminfo: Path) -> int:
+    """The kernel's own estimate where there is one, else the free pages."""
+    if meminfo.exists():
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.M)
+        if found:
+            return int(found[1]) * 1024
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")

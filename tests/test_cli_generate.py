@@ -1,0 +1,195 @@
+"""`packcache generate` with everything but the embedded model's defaults."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import packcache as pc
+from packcache.cli import main
+from packcache.video import read_video
+
+PROMPT = "a red 3 moving right"
+QUICK = ("--frames", 5, "--steps", 1)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the program in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["packcache", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def write_lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_one_frame_is_a_picture(run, tmp_path):
+    code, printed, err = run("generate", PROMPT, "--frames", 1, "--out", tmp_path / "one.png")
+    assert code == 0 and err == "" and "1 frames" in printed
+    assert Image.open(tmp_path / "one.png").size == (96, 96)
+    code, _, err = run("generate", PROMPT, *QUICK, "--out", tmp_path / "five.png")
+    assert code == 2 and "cannot write 5 frames to 'five.png', expected 1 for .png" in err
+
+
+def test_a_clip_is_continued(run, tmp_path, caplog):
+    made = pc.load("digits").generate(PROMPT, frames=14, steps=2)
+    made.save(tmp_path / "first")
+    code, *_ = run(
+        "generate", PROMPT, "--video", tmp_path / "first", "--frames", 20, "--steps", 1,
+        "--out", tmp_path / "more",
+    )  # fmt: skip
+    assert code == 0
+    assert "the video is 14 frames of 96x96: resized and cropped to 96x96, first 1" in caplog.text
+    frames, _ = read_video(tmp_path / "more")
+    assert frames.shape == (20, 96, 96, 3)
+    gen = pc.load("digits")
+    assert np.array_equal(frames[:13], gen.pixels(gen.encode_video(made.frames[1:])))
+
+
+def test_size_rate_and_duration_are_stated(run, tmp_path):
+    code, printed, _ = run(
+        "generate", PROMPT, *QUICK, "--size", "64x32", "--fps", 8, "--out", tmp_path / "c.mp4",
+        "--json",
+    )  # fmt: skip
+    work = json.loads(printed)["workload"]
+    assert code == 0 and (work["width"], work["height"], work["fps"]) == (64, 32, 8)
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ((), "expected a prompt, or --prompts FILE.jsonl, and not both"),
+        ((PROMPT, "--prompts", "x.jsonl"), "expected a prompt, or --prompts FILE.jsonl"),
+        ((PROMPT, "--size", "big"), "--size is 'big', expected WIDTHxHEIGHT such as 672x384, or"),
+        ((PROMPT, "--size", "64x30"), "height is 30 pixels, expected a positive multiple of 32"),
+        ((PROMPT, "--size", "16"), "size is 16, expected at least 32, or WIDTHxHEIGHT"),
+        (
+            (PROMPT, "--checkpoint", "a", "--resume", "a"),
+            "both --checkpoint and --resume are given: --resume keeps it up too",
+        ),
+        ((PROMPT, "--model", "a/b"), "no codec: give codec=, the folder with encoder.jit"),
+        ((PROMPT, "--model", "nothing"), "unknown model 'nothing': known are digits, folders"),
+        ((PROMPT, "--dtype", "int8"), "dtype is int8, expected one of float32"),
+        ((PROMPT, "--device", "nowhere"), "device is 'nowhere', expected"),
+    ],
+    ids=str,
+)
+def test_wrong_use_gets_one_clear_line(run, tmp_path, options, text):
+    code, printed, err = run("generate", *options, *QUICK, "--out", tmp_path / "c.mp4")
+    assert code == 2 and printed == "" and text in err
+    assert len(err.splitlines()) == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option, name", [("--image", "a.png"), ("--video", "a.mp4")])
+def test_files_that_are_not_there(run, tmp_path, option, name):
+    code, _, err = run(
+        "generate", PROMPT, option, tmp_path / name, *QUICK, "--out", tmp_path / "c.mp4"
+    )
+    assert code == 1 and f"{name} does not exist: check the name" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_model_that_is_not_there(run, tmp_path):
+    code, _, err = run(
+        "generate", PROMPT, "--model", tmp_path / "none", *QUICK, "--codec", tmp_path,
+        "--out", tmp_path / "c.mp4",
+    )  # fmt: skip
+    assert code == 1 and "does not exist" in err and len(err.splitlines()) == 1
+
+
+def test_what_cannot_fit_is_refused_before_the_weights_are_read(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("packcache.lumos.plan.found_memory", lambda device: 1 << 30)
+    monkeypatch.setattr("packcache.lumos.load.load", lambda *_, **__: pytest.fail("loaded"))
+    arguments = ("generate", PROMPT, "--policy", "full", "--frames", 9, "--out", tmp_path / "c.mp4")
+    code, _, err = run(*arguments)
+    assert code == 1 and len(err.splitlines()) == 1
+    assert "this clip needs 1." in err and "and 1.00 GiB are there" in err
+    monkeypatch.undo()
+
+
+def test_what_is_said_not_to_fit_can_be_tried(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("packcache.lumos.plan.found_memory", lambda device: 1 << 20)
+    code, *_ = run("generate", PROMPT, *QUICK, "--anyway", "--out", tmp_path / "c.mp4")
+    assert code == 0 and (tmp_path / "c.mp4").exists()
+
+
+# --- prompts from a file --------------------------------------------------------------------------
+
+
+def test_prompts_from_a_file(run, tmp_path):
+    """Clips by name, results line by line; a failing one does not stop the rest."""
+    out = tmp_path / "clips"
+    file = write_lines(
+        tmp_path / "prompts.jsonl",
+        {"prompt": PROMPT, "name": "one"},
+        {"prompt": "a zebra", "name": "two"},
+        {"prompt": "a blue 7", "name": "three", "frames": 9, "seed": 4},
+    )
+    code, printed, err = run("generate", "--prompts", file, *QUICK, "--out", out)
+    assert code == 1 and "2 made, 0 finished before, 0 made elsewhere, 1 failed" in printed
+    lines = err.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["made", "failed", "made"]
+    assert lines[3] == "packcache: 1 of 3 clips failed: run again to retry"
+    assert len(read_video(out / "one.mp4")[0]) == 5 and len(read_video(out / "three.mp4")[0]) == 9
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [(row["name"], row["status"]) for row in rows] == [
+        ("one", "made"), ("two", "failed"), ("three", "made"),
+    ]  # fmt: skip
+    assert rows[2]["workload"]["seed"] == 4 and rows[2]["total_s"] > 0
+
+
+def test_finished_clips_are_skipped_and_new_ones_made(run, tmp_path):
+    out, file = tmp_path / "clips", tmp_path / "prompts.jsonl"
+    write_lines(file, {"prompt": PROMPT})
+    run("generate", "--prompts", file, *QUICK, "--out", out)
+    (first,) = out.glob("*.mp4")
+    stamp = first.stat().st_mtime_ns
+    write_lines(file, {"prompt": "a blue 7"}, {"prompt": PROMPT})
+    code, printed, _ = run("generate", "--prompts", file, *QUICK, "--out", out, "--json")
+    assert code == 0
+    assert json.loads(printed) == {
+        "schema": "packcache.prompts/1", "made": 1, "skipped": 1, "failed": 0, "elsewhere": 0,
+    }  # fmt: skip
+    assert first.stat().st_mtime_ns == stamp
+    code, printed, _ = run("generate", "--prompts", file, "--frames", 6, "--steps", 1, "--out", out)
+    assert code == 0 and "2 made, 0 finished before" in printed  # other settings, other clips
+
+
+def test_a_prompts_file_with_a_wrong_line_makes_nothing(run, tmp_path):
+    file = write_lines(tmp_path / "p.jsonl", {"prompt": PROMPT}, {"prompt": PROMPT, "colour": 1})
+    code, printed, err = run("generate", "--prompts", file, "--out", tmp_path / "clips")
+    assert code == 1 and printed == "" and "p.jsonl line 2: unknown key 'colour'" in err
+    assert not (tmp_path / "clips").exists()
+
+
+def test_pictures_from_a_file(run, tmp_path):
+    file = write_lines(tmp_path / "p.jsonl", {"prompt": PROMPT, "name": "still"})
+    code, *_ = run("generate", "--prompts", file, "--frames", 1, "--out", tmp_path / "clips")
+    assert code == 0 and Image.open(tmp_path / "clips" / "still.png").size == (96, 96)
+
+
+def test_two_programs_share_a_folder(tmp_path):
+    file = write_lines(tmp_path / "p.jsonl", *({"prompt": f"a red {n}"} for n in range(8)))
+    command = [
+        sys.executable, "-m", "packcache", "generate", "--prompts", str(file), "--frames", "5",
+        "--steps", "1", "--out", str(tmp_path / "clips"), "--json",
+    ]  # fmt: skip
+    programs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    counts = [json.loads(program.communicate()[0]) for program in programs]
+    assert [program.returncode for program in programs] == [0, 0]
+    assert sum(count["made"] for count in counts) == 8
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 8
+    assert len((tmp_path / "clips" / "results.jsonl").read_text().splitlines()) == 8
