@@ -1,8 +1,8 @@
 """Does an endless clip stay small and fast? Resident memory and time per frame of `stream()`.
 
-    python benchmarks/endless.py              # 10,000 latent frames, benchmarks/results/endless.json
+    python benchmarks/endless.py     # 10,000 latent frames; writes benchmarks/results/endless.json
 
-The embedded model on a 4x4 token grid, one step a frame. Memory is the slope of the resident set
+A tiny random model with the embedded codec, 4x4 tokens, one step a frame. Memory is the slope of the resident set
 over the last half of the clip. Time is that of late frames over early ones: a second clip starts
 when the first is at its end, and the two take turns, so a machine that slows down slows both.
 """
@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 import packcache as pc
 from packcache.environment import environment
+from packcache.lumos.weights import random_model
 from packcache.video import write_text
 
 PROMPT = "a red 3 moving right"
@@ -78,8 +80,17 @@ def late_over_early(gen: pc.Pipeline, late: Iterator[Any], rounds: int) -> float
     return statistics.median(ratios)
 
 
-def measure(frames: int) -> dict[str, Any]:
+def tiny() -> pc.Pipeline:
+    """The embedded model's language and codec around a network of two layers."""
     gen = pc.load("digits")
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = replace(gen.model.config, **small, **heads)
+    return replace(gen, name="tiny, random weights", model=random_model(config))
+
+
+def measure(frames: int) -> dict[str, Any]:
+    gen = tiny()
     stream = gen.stream(PROMPT, **SETTINGS)
     next(stream)
     start = time.perf_counter()

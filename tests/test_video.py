@@ -16,7 +16,7 @@ from PIL import Image
 
 from packcache import video
 from packcache.errors import InputFileError, InvalidSetting, OutputError
-from packcache.video import check_output, read_image, read_video, to_rgb, write_video
+from packcache.video import at_rate, check_output, read_image, read_video, to_rgb, write_video
 
 PICTURES = [".png", ".jpg", ".jpeg", ".webp"]
 
@@ -312,3 +312,12 @@ def test_a_picture_cut_anywhere_is_one_line_or_a_picture(tmp_path_factory, cut):
         assert len(str(error).splitlines()) == 1
     else:  # no pixel was missing
         assert np.array_equal(np.asarray(read), CLIP[0])
+
+
+def test_a_clip_at_another_rate():
+    frames = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    assert np.array_equal(at_rate(frames, 12, 12), frames)
+    assert at_rate(frames, 30, 12)[:, 0, 0, 0].tolist() == [
+        0, 2, 5, 8, 10, 12, 15, 18, 20, 22, 25, 28
+    ]  # fmt: skip
+    assert at_rate(frames[:3], 12, 24)[:, 0, 0, 0].tolist() == [0, 0, 1, 2, 2, 2]

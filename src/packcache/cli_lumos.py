@@ -89,13 +89,13 @@ def plan(
         dtype=dtype or source.usual_dtype,
         **given(steps=steps, guidance=guidance),
     )
+    rows = paper_figures(SIZES["3b"]) if engine == "stock" else []
     if as_json:
-        print_json(made.to_json())
+        print_json(made.to_json() | ({"paper": [row.to_json() for row in rows]} if rows else {}))
         return
     print(*made.lines(explain=explain), sep="\n")
-    if engine == "stock":
-        for row in paper_figures(SIZES["3b"]):
-            print(f"{row.verdict:11} {row.claim}: paper {row.paper}, here {row.ours}")
+    for row in rows:
+        print(f"{row.verdict:11} {row.claim}: paper {row.paper}, here {row.ours}")
 
 
 def doctor(
@@ -114,13 +114,13 @@ def doctor(
     """Is this set-up right? Template ids, codec, and likelihood against wrong settings."""
     from packcache.evaluate.doctor import examine
     from packcache.lumos.image import pick_size
-    from packcache.video import read_video
+    from packcache.video import at_rate, read_video
 
     if (clip is None) != (prompt is None):
         raise InvalidSetting(
             "expected --clip and --prompt together: what the video shows, in words"
         )
-    frames = None if clip is None else read_video(clip)[0]
+    frames, rate = (None, None) if clip is None else read_video(clip)
     source = Model(
         name=folder, subfolder=subfolder, codec=codec, tokenizer=tokenizer, device=device,
         dtype=dtype,
@@ -129,6 +129,8 @@ def doctor(
     if (asked := parse_size(size)) is not None:
         usual = pick_size(asked, default=pipeline.size, picture=None)
         pipeline = replace(pipeline, size=usual, target=None)
+    if frames is not None and rate is not None:
+        frames = at_rate(frames, rate, pipeline.fps)
     with progress("examining") as advance:
         diagnosis = examine(pipeline, clip=frames, prompt=prompt, seed=seed, on_step=advance)
     if as_json:

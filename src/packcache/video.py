@@ -20,6 +20,7 @@ from packcache.errors import InputFileError, InvalidSetting, OutputError
 Frames = NDArray[np.uint8]
 
 __all__ = [
+    "at_rate",
     "check_folder",
     "check_output",
     "check_output_folder",
@@ -204,6 +205,13 @@ def read_video(path: str | os.PathLike[str]) -> tuple[Frames, float | None]:
         expected = "a video such as .mp4, .gif or .webm, or a folder of PNG of one size"
         raise _unreadable("video", path, error, expected) from None
     return np.stack(pictures), fps
+
+
+def at_rate(frames: Frames, rate: float, wanted: float) -> Frames:
+    """The frames shown `wanted` times a second, out of `rate`: the one nearest to each moment."""
+    count = max(1, round(len(frames) * wanted / rate))
+    moments = np.rint(np.arange(count) * rate / wanted).astype(int)
+    return frames[moments.clip(0, len(frames) - 1)]
 
 
 def _read_file(path: Path) -> tuple[list[Frames], float | None]:

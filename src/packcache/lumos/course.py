@@ -45,8 +45,9 @@ class Course:
     """What the cache does over a clip, one prompt: bytes allocated by phase, tokens held.
 
     `kv_bytes`, `metadata_bytes` and `end_bytes` (allocated) are those after the last commit;
-    `held` the tokens before each latent frame, up to where nothing changes any more; `old_slots`
-    those of a branch before it last grew.
+    `held` the tokens before each latent frame, up to where nothing changes any more; `newest` what
+    the last history frame holds after its commit; `old_slots` those of a branch before it last
+    grew.
     """
 
     prefill_bytes: int
@@ -56,6 +57,7 @@ class Course:
     kv_bytes: int
     metadata_bytes: int
     held: tuple[int, ...]
+    newest: int
     old_slots: int
 
     def held_before(self, latents: int) -> list[int]:
@@ -156,6 +158,7 @@ class Workload:
             kv_bytes=cache.kv_bytes,
             metadata_bytes=cache.timeline.metadata_bytes,
             held=tuple(held),
+            newest=next((entry.count for entry in cache.timeline.history), 0),
             old_slots=old,
         )
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from packcache.errors import InputError, InvalidSetting
+from packcache.lumos import journal
 from packcache.lumos.config import LumosConfig
 from packcache.lumos.cost import attention_share, clip_operations, stock_frame_operations
 from packcache.lumos.course import Workload
@@ -69,7 +70,8 @@ class Plan:
     """What one call takes. Bytes of all prompts and branches; `phases` in order of the run.
 
     `kv_bytes` are held after the last commit, `capacity_bytes` allocated then, `frame_bytes` what
-    one whole latent frame adds. `metadata_bytes` (who owns which slot) lie on the host. `memory` is
+    one whole latent frame adds. `metadata_bytes` (who owns which slot) lie on the host;
+    `checkpoint_bytes` are what a checkpoint writes for a latent frame. `memory` is
     what there is, None if nobody knows. `relative_total` and `relative_last` are operations as a
     share of the full cache's on this package's engine: the whole clip, and its last latent frame.
     `attention_shares` say how much of the layers' work is attention, one entry a latent frame.
@@ -81,6 +83,7 @@ class Plan:
     kv_bytes: int
     capacity_bytes: int
     metadata_bytes: int
+    checkpoint_bytes: int
     phases: tuple[Phase, ...]
     relative_total: float
     relative_last: float
@@ -165,6 +168,7 @@ class Plan:
             ("K/V at the end", self.kv_bytes, f"held, of {show_bytes(self.capacity_bytes)}"),
             ("K/V of a frame", self.frame_bytes, "a whole latent frame, all branches"),
             ("bookkeeping", self.metadata_bytes, "who owns which slot, on the host"),
+            ("checkpoint", self.checkpoint_bytes, "written to disk for a latent frame, if asked"),
         ]
         text = [self._title()]
         text += [f"{name:<16}{show_bytes(size):>12}  {note}".rstrip() for name, size, note in rows]
@@ -300,6 +304,12 @@ def _own_plan(
         kv_bytes=course.kv_bytes * shape.prompts,
         capacity_bytes=course.end_bytes * shape.prompts,
         metadata_bytes=course.metadata_bytes * shape.prompts,
+        checkpoint_bytes=journal.frame_bytes(
+            shape.layout,
+            kept=course.newest,
+            token_bytes=shape.frame_bytes // shape.layout.tokens // shape.prompts,
+            prompts=shape.prompts,
+        ),
         phases=shape.phases(course, latents),
         relative_total=sum(own) / sum(full),
         relative_last=own[-1] / full[-1],
@@ -345,6 +355,7 @@ def _stock_plan(
         kv_bytes=stock.kv_bytes(latents),
         capacity_bytes=stock.kv_bytes(latents),
         metadata_bytes=0,
+        checkpoint_bytes=0,
         phases=tuple(stock.phases()),
         relative_total=sum(own) / sum(full),
         relative_last=own[-1] / full[-1],
