@@ -1,5 +1,6 @@
 # make demo   see it work: the same clip with three caches, side by side
 # make test   every promise, checked
+# make nightly   the same promises at length: 100 kills, 10,000 latent frames, a whole 3B clip on paper
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ MINUTES ?= 240
 WORKERS ?= 0
 TRAINING = --resume --device $(DEVICE) --workers $(WORKERS)
 
-.PHONY: setup demo test lint golden train-digits bench-digits
+.PHONY: setup demo test nightly lint golden train-digits bench-digits bench-lumos
 
 setup: $(READY)
 
@@ -36,6 +37,9 @@ golden: setup
 test: lint golden
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+nightly: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m nightly
+
 # the codec first, then the model that speaks its tokens; goes on where it was stopped
 train-digits: setup
 	$(BIN)/python recipes/digits/train_codec.py $(TRAINING) --minutes $(CODEC_MINUTES)
@@ -43,3 +47,7 @@ train-digits: setup
 
 bench-digits: setup
 	$(BIN)/python benchmarks/long_clip.py $(ARGS)
+
+# the largest model at full size with random weights: some 7 GB of disk and memory, minutes
+bench-lumos: setup
+	$(BIN)/python benchmarks/full_size.py $(ARGS)

@@ -1,5 +1,6 @@
 """Prose cannot drift: commands exist, snippets run, the tree is real, numbers name their source."""
 
+import itertools
 import json
 import re
 import runpy
@@ -124,3 +125,59 @@ def test_tracked_text_names_no_machine():
         path = ROOT / name
         if path.suffix in (".md", ".py", ".toml", ".txt", ".json", ".html", "") and path.is_file():
             assert not pattern.search(path.read_text(errors="ignore")), name
+
+
+def planned_memory() -> list[str]:
+    """Rows of the memory table of docs/lumos1.md, from the planner."""
+    from packcache.lumos.config import SIZES
+    from packcache.lumos.plan import plan
+    from packcache.policies import FullCache, PackCache, SlidingWindow
+
+    rows = []
+    for name, width, height, frames in itertools.product(
+        ("1b", "3b"), (448, 672), (256, 384), (24, 48, 384)
+    ):
+        if (width, height) not in ((448, 256), (672, 384)):
+            continue
+        plans = [
+            plan(
+                SIZES[name], size=(width, height), frames=frames, policy=policy, memory=16 << 30,
+                candidates={"full": FullCache()},
+            )
+            for policy in (FullCache(), SlidingWindow(), PackCache())
+        ]  # fmt: skip
+        cells = [f"{p.total_bytes / 2**30:.1f} ({p.kv_bytes / 2**30:.2f})" for p in plans]
+        longest = str(plans[0].longest[0].frames)
+        title = [name.upper(), f"{width}x{height}", str(frames)]
+        rows.append(f"| {' | '.join([*title, *cells, longest])} |")
+    return rows
+
+
+def papers_figures() -> list[str]:
+    """Rows of the comparison with the paper in docs/lumos1.md."""
+    from packcache.lumos.plan import paper_figures
+
+    return [f"| {r.claim} | {r.paper} | {r.ours} | {r.verdict} |" for r in paper_figures()]
+
+
+@pytest.mark.parametrize("rows", [planned_memory, papers_figures], ids=lambda f: f.__name__)
+def test_the_plans_tables_are_the_planners(rows):
+    page = (ROOT / "docs/lumos1.md").read_text()
+    assert [row for row in rows() if row not in page] == []
+
+
+def test_the_rehearsals_numbers_are_the_measured_ones():
+    page = (ROOT / "docs/lumos1.md").read_text()
+    (full,) = json.loads((ROOT / "benchmarks/results/full_size.json").read_text())["results"]
+    (endless,) = json.loads((ROOT / "benchmarks/results/endless.json").read_text())["results"]
+    for said in (
+        f"in {full['load_s']:.0f} s",
+        f"{full['peak_over_weights']:.3f} times the weights",
+        f"{full['step_s']:.0f} s",
+        f"{endless['slope_percent_per_1000_frames']:.3f} %",
+        f"{endless['late_over_early_time']:.3f} times",
+    ):
+        assert said in page, said
+    assert full["peak_over_weights"] <= 1.15
+    assert endless["slope_percent_per_1000_frames"] <= 0.1
+    assert endless["late_over_early_time"] <= 1.05

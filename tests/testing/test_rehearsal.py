@@ -93,9 +93,9 @@ def check(rehearsal: Rehearsal, frames: int, **settings: object) -> None:
     assert rehearsal.weights_bytes == made.weights_bytes
     assert rehearsal.kv_bytes[-1] == made.kv_bytes
     assert rehearsal.capacity_bytes[-1] == made.capacity_bytes
-    assert rehearsal.peak_bytes == pytest.approx(made.peak.bytes, rel=0.1)
+    assert rehearsal.peak_bytes == pytest.approx(made.peak.bytes, rel=1e-3)
     transient = rehearsal.peak_bytes - made.peak.cache_bytes
-    assert transient == pytest.approx(made.transient_bytes, rel=0.1)
+    assert transient == pytest.approx(made.transient_bytes, rel=1e-2)
 
 
 @pytest.mark.parametrize(
