@@ -1,5 +1,6 @@
 """`packcache generate` with everything but the embedded model's defaults."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -193,3 +194,77 @@ def test_two_programs_share_a_folder(tmp_path):
     assert sum(count["made"] for count in counts) == 8
     assert len(list((tmp_path / "clips").glob("*.mp4"))) == 8
     assert len((tmp_path / "clips" / "results.jsonl").read_text().splitlines()) == 8
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def test_a_clip_goes_on_where_it_was_left(run, tmp_path):
+    kept = tmp_path / "kept"
+    quick = ("--steps", 2, "--seed", 3)
+    run("generate", PROMPT, *quick, "--frames", 21, "--out", tmp_path / "whole")
+    code, *_ = run(
+        "generate", PROMPT, *quick, "--frames", 9, "--checkpoint", kept, "--out", tmp_path / "part"
+    )
+    assert code == 0
+    code, printed, err = run(
+        "generate", PROMPT, *quick, "--frames", 21, "--resume", kept, "--out", tmp_path / "rest"
+    )
+    assert code == 0 and err == "" and "21 frames" in printed
+    whole, rest = (read_video(tmp_path / name)[0] for name in ("whole", "rest"))
+    assert np.array_equal(whole, rest)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (("--policy", "window"), "policy"),
+        (("--seed", 9), "seeds"),
+        (("--steps", 3), "sampling.steps"),
+        (("--guidance", 2), "sampling.guidance"),
+        (("--positions", "absolute"), "positions"),
+        (("--size", "64x64"), "width"),
+        (("--dtype", "bfloat16"), "dtype"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(run, tmp_path, change, text):
+    kept, out = tmp_path / "kept", tmp_path / "c.mp4"
+    base = ("generate", PROMPT, "--frames", 5, "--steps", 1, "--out", out)
+    assert run(*base, "--checkpoint", kept)[0] == 0
+    out.unlink()
+    code, printed, err = run(*base, *change, "--resume", kept)
+    assert code == 1 and printed == "" and text in err and len(err.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_wrong_checkpoint_folders_get_one_clear_line(run, tmp_path):
+    base = ("generate", PROMPT, *QUICK, "--out", tmp_path / "c.mp4")
+    code, _, err = run(*base, "--resume", tmp_path / "nothing")
+    assert code == 1 and len(err.splitlines()) == 1 and "nothing" in err
+    (tmp_path / "file").write_text("here")
+    code, _, err = run(*base, "--checkpoint", tmp_path / "file")
+    assert code == 1 and len(err.splitlines()) == 1 and "is a file" in err
+    run(*base, "--checkpoint", tmp_path / "kept")
+    code, _, err = run(*base, "--checkpoint", tmp_path / "kept")
+    assert code == 1 and len(err.splitlines()) == 1 and "--resume" in err
+
+
+def test_every_clip_of_a_file_goes_on_from_its_own_checkpoint(run, tmp_path):
+    """A clip that was stopped half-way is not begun again; a finished one leaves nothing."""
+    settings = {"frames": 21, "steps": 2, "policy": pc.PackCache()}
+    (tmp_path / "kept").mkdir()
+    half = pc.load("digits").run([PROMPT], checkpoint=tmp_path / "kept" / "one", **settings)
+    assert len(list(itertools.islice(half, 3))) == 3
+    del half  # and with it the lock
+    file = write_lines(tmp_path / "p.jsonl", {"prompt": PROMPT, "name": "one"})
+    code, printed, err = run(
+        "generate", "--prompts", file, "--frames", 21, "--steps", 2, "--out", tmp_path / "clips",
+        "--checkpoint", tmp_path / "kept",
+    )  # fmt: skip
+    assert code == 0 and "1 made" in printed, err
+    assert not (tmp_path / "kept" / "one").exists()
+    whole = pc.load("digits").generate(PROMPT, **settings)
+    assert len(read_video(tmp_path / "clips" / "one.mp4")[0]) == len(whole.frames) == 21
+    rows = (tmp_path / "clips" / "results.jsonl").read_text()
+    assert json.loads(rows)["total_s"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,12 +192,12 @@ def _many(
     pipeline = source.load()
 
     def make(job: batch.Job, target: Path) -> dict[str, Any]:
-        own = {**settings, **job.settings}
+        own, state = {**settings, **job.settings}, _of_job(kept, job.name)
         with progress(job.name) as advance:
-            clip = pipeline.generate(
-                job.prompt, on_frame=advance, **_of_job(kept, job.name), **_ready(pipeline, own)
-            )
+            clip = pipeline.generate(job.prompt, on_frame=advance, **state, **_ready(pipeline, own))
         clip.save(target)
+        if state:  # gigabytes at full size, of no use beside the clip
+            shutil.rmtree(state["checkpoint"], ignore_errors=True)
         stats = clip.stats
         return {
             "workload": clip.workload(),
@@ -221,7 +222,7 @@ def _many(
 
 
 def _of_job(kept: dict[str, Any], name: str) -> dict[str, Any]:
-    """Each clip of a file keeps its own folder, and goes on from it where there is one."""
+    """Each clip of a file keeps a folder while it is made, and goes on from one that is there."""
     if not kept:
         return {}
     kept["checkpoint"].mkdir(exist_ok=True)

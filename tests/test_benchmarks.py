@@ -1,0 +1,177 @@
+"""The benchmarks for large machines run here at toy size: their files say what they promise to."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from packcache.lumos.config import SIZES
+from packcache.lumos.decode import Decoder
+from packcache.lumos.load import SIZE
+from packcache.lumos.plan import plan
+from packcache.lumos.schedule import Sampling
+from packcache.policies import FullCache, PackCache
+from tests.tools import ROOT
+
+TOY = ["--model", "toy", "--size", "64", "32"]
+GIB = 1 << 30
+
+
+def ran(script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, f"benchmarks/{script}.py", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def gpu_clip() -> ModuleType:
+    """The script as a module."""
+    source = ROOT / "benchmarks" / "gpu_clip.py"
+    spec = importlib.util.spec_from_file_location("gpu_clip", source)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bench(gpu_clip):
+    """Toy weights in bfloat16 on the CPU, one step."""
+    model = gpu_clip.random_model(SIZES["toy"], torch.device("cpu"), torch.bfloat16)
+    return gpu_clip.Bench(name="toy", model=model, size=(64, 32), sampling=Sampling(steps=1))
+
+
+# --- gpu_clip -----------------------------------------------------------------------------------
+
+
+def test_gpu_clip_runs_every_policy_on_every_length(tmp_path):
+    out = tmp_path / "new" / "clip.json"
+    done = ran("gpu_clip", *TOY, "--device", "cpu", "--steps", "2", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 4
+    result = json.loads(out.read_text())
+    assert result["schema"] == "packcache.gpu_clip/1"
+    assert result["environment"]["dtype"] == "bfloat16"
+    work = result["workload"]
+    assert (work["model"], work["width"], work["height"], work["steps"]) == ("toy", 64, 32, 2)
+    assert work["sampled"] is True and work["weights"] == "random"
+    rows = [(row["frames"], row["policy"], row["latent_frames_done"]) for row in result["results"]]
+    assert rows == [(24, "full", 7), (24, "packcache", 7), (48, "full", 13), (48, "packcache", 13)]
+    for row in result["results"]:
+        made = plan(
+            SIZES["toy"], size=(64, 32), frames=row["frames"], steps=2,
+            policy=FullCache() if row["policy"] == "full" else PackCache(),
+        )  # fmt: skip
+        assert row["outcome"] == "done"
+        assert row["kv_bytes"][-1] == row["planned_kv_bytes"] == made.kv_bytes
+        assert row["planned_peak_bytes"] == made.total_bytes
+        assert row["total_s"] == pytest.approx(row["prefill_s"] + sum(row["frame_s"]))
+        assert row["last_s"] == row["frame_s"][-1] > 0
+        assert row["peak_allocated_bytes"] is row["peak_reserved_bytes"] is None
+        assert row["promised_bytes"] is row["promise_holds"] is None
+        assert (row["relative_total"] == 1) == (row["policy"] == "full")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--device", "cuda:99"], "device is cuda:99, but torch sees"),
+        (["--device", "cpu", "--policies", "fuller"], "unknown policy 'fuller'"),
+        (["--device", "cpu", "--steps", "0"], "steps is 0, expected at least 1"),
+        (["--device", "cpu", "--size", "64", "33"], "height is 33 pixels"),
+        (["--device", "cpu", "--memory", "16GiB"], "memory can be capped on a CUDA device only"),
+        (["--device", "cpu", "--memory", "16"], "invalid parse_bytes value: '16'"),
+    ],
+)
+def test_gpu_clip_refuses_in_one_line(tmp_path, options, words):
+    done = ran("gpu_clip", *TOY, *options, "--out", str(tmp_path / "clip.json"))
+    assert done.returncode != 0 and not (tmp_path / "clip.json").exists()
+    assert words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_a_clip_that_does_not_fit_is_a_row(gpu_clip, bench, monkeypatch):
+    generate = Decoder.generate
+
+    def full(self):
+        if self.frame == 2:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return generate(self)
+
+    monkeypatch.setattr(Decoder, "generate", full)
+    row = gpu_clip.measure(bench, "full", FullCache(), frames=24)
+    assert (row["outcome"], row["latent_frames_done"]) == ("out of memory", 2)
+    assert "total_s" not in row and "out of memory in latent frame 2" in gpu_clip.line(row)
+    (same,) = gpu_clip.compared([row])
+    assert same["relative_total"] is None
+
+
+def test_times_are_shares_of_the_full_cache_at_the_same_length(gpu_clip):
+    rows = [
+        {"policy": policy, "frames": frames, "outcome": "done", "total_s": total, "last_s": last}
+        for policy, frames, total, last in [
+            ("full", 24, 8.0, 2.0),
+            ("packcache", 24, 6.0, 1.0),
+            ("packcache", 48, 9.0, 1.0),
+        ]
+    ]
+    got = [(row["relative_total"], row["relative_last"]) for row in gpu_clip.compared(rows)]
+    assert got == [(1.0, 1.0), (0.75, 0.5), (None, None)]
+
+
+@pytest.mark.parametrize(
+    "name, size, policy, peak, outcome, expected",
+    [
+        ("3b", SIZE, PackCache(), 14 * GIB, "done", (14 * GIB, True)),
+        ("3b", SIZE, PackCache(), 14 * GIB + 1, "done", (14 * GIB, False)),
+        ("1b", SIZE, PackCache(), 7 * GIB, "done", (6 * GIB, False)),
+        ("1b", SIZE, PackCache(), 5 * GIB, "out of memory", (6 * GIB, False)),
+        ("3b", SIZE, PackCache(), None, "done", (14 * GIB, None)),
+        ("3b", SIZE, FullCache(), GIB, "done", (None, None)),
+        ("3b", (448, 256), PackCache(), GIB, "done", (None, None)),
+        ("toy", SIZE, PackCache(), GIB, "done", (None, None)),
+    ],
+)
+def test_a_promise_is_judged_where_it_was_given(
+    gpu_clip, bench, name, size, policy, peak, outcome, expected
+):
+    asked = replace(bench, name=name, size=size)
+    row = {"peak_allocated_bytes": peak, "outcome": outcome}
+    assert tuple(gpu_clip.promise(asked, policy, row).values()) == expected
+
+
+def test_random_weights_are_a_whole_network_of_one_dtype(gpu_clip, bench):
+    again = gpu_clip.random_model(SIZES["toy"], torch.device("cpu"), torch.bfloat16)
+    assert {weight.dtype for weight in again.parameters()} == {torch.bfloat16}
+    for name, weight in bench.model.named_parameters():
+        assert not weight.is_meta and not weight.requires_grad
+        assert torch.equal(weight, again.get_parameter(name)), name
+        assert weight.float().std() < 0.1 and weight.isfinite().all()
+    assert again.model.norm.weight.float().mean() == pytest.approx(1, abs=0.01)
+    assert again.inv_freq.dtype == torch.float32 and not again.axes.is_meta
+
+
+# --- full_size ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_full_size_loads_steps_and_clears_up(tmp_path):
+    out, scratch = tmp_path / "full.json", tmp_path / "scratch"
+    scratch.mkdir()
+    done = ran("full_size", *TOY, "--scratch", str(scratch), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert list(scratch.iterdir()) == []
+    result = json.loads(out.read_text())
+    assert result["schema"] == "packcache.full_size/1"
+    (row,) = result["results"]
+    assert row["weights_bytes"] == 2 * result["workload"]["parameters"]
+    assert row["tokens_per_frame"] == 40 and row["branches"] == 2
+    assert min(row[name] for name in ("build_s", "load_s", "prefill_s", "step_s")) > 0
+    assert row["anonymous_peak_bytes"] >= row["anonymous_before_bytes"] > 0
