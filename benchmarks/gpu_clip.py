@@ -133,12 +133,12 @@ def forget(device: torch.device) -> int | None:
 
 
 def peaks(device: torch.device) -> dict[str, int | None]:
-    """Bytes at the peak; None where there is no CUDA allocator to ask."""
-    cuda = device.type == "cuda"
-    return {
-        "peak_allocated_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
-        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if cuda else None,
-    }
+    """Bytes at the peak, as tensors asked for them, with the allocator's rounding, and as taken
+    from the device; None where there is no CUDA allocator to ask.
+    """
+    kinds = ("requested", "allocated", "reserved")
+    stats = torch.cuda.memory_stats(device) if device.type == "cuda" else {}
+    return {f"peak_{kind}_bytes": stats.get(f"{kind}_bytes.all.peak") for kind in kinds}
 
 
 def timed(decoder: Decoder, given: Tensor, stats: Stats) -> Iterator[FrameResult]:
