@@ -2,16 +2,16 @@
 
     python benchmarks/endless.py     # 10,000 latent frames; writes benchmarks/results/endless.json
 
-A tiny random model with the embedded codec, 4x4 tokens, one step a frame. Memory is the slope of the resident set
-over the last half of the clip. Time is that of late frames over early ones: a second clip starts
-when the first is at its end, and the two take turns, so a machine that slows down slows both.
+A tiny random model with the embedded codec, 4x4 tokens, one step a frame. Memory is the slope of
+the resident set over the last half of the clip. Time is that of late frames over early ones: a
+second clip starts when the first is at its end, and the two take turns, so a machine that slows
+down slows both.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ import numpy as np
 
 import packcache as pc
 from packcache.environment import environment
-from packcache.lumos.weights import random_model
-from packcache.video import write_text
+from packcache.files import write_json
+from packcache.lumos.random_weights import random_model
 
 PROMPT = "a red 3 moving right"
 SETTINGS = {"size": (32, 32), "steps": 1}
@@ -126,7 +126,7 @@ def main() -> None:
     for name, value in result["results"][0].items():
         print(f"{name:32} {value:.4f}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+    write_json(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,14 @@ from typing import Any
 import torch
 
 from packcache.environment import environment
+from packcache.files import write_json
 from packcache.lumos.config import SIZES, read_config
 from packcache.lumos.decode import Decoder
+from packcache.lumos.random_weights import write_random
 from packcache.lumos.schedule import Sampling, philox_draws
 from packcache.lumos.vocab import Vocab
-from packcache.lumos.weights import load_model, parameter_count, write_random
+from packcache.lumos.weights import load_model, parameter_count
 from packcache.policies import PackCache
-from packcache.video import write_text
 
 SHARD_BYTES = 2 << 30
 TEXT_TOKENS = 150
@@ -51,14 +52,18 @@ class Memory(threading.Thread):
         values = dict(line.split(":", 1) for line in lines)
         return {name: int(values[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")}
 
+    def look(self) -> None:
+        for name, value in self.now().items():
+            self.peak[name] = max(self.peak[name], value)
+
     def run(self) -> None:
         while not self.over.wait(0.005):
-            for name, value in self.now().items():
-                self.peak[name] = max(self.peak[name], value)
+            self.look()
 
     def end(self) -> dict[str, int]:
         self.over.set()
         self.join()
+        self.look()
         return self.peak
 
 
@@ -145,7 +150,7 @@ def main() -> None:
     for name, value in row.items():
         print(f"{name:24} {value / 2**30:.3f} GiB" if "bytes" in name else f"{name:24} {value:.3f}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+    write_json(result, arguments.out)
 
 
 if __name__ == "__main__":

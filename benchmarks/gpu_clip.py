@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,22 +25,22 @@ from torch import Tensor
 
 from packcache import positions
 from packcache.environment import environment
-from packcache.errors import PackCacheError
+from packcache.errors import PackCacheError, is_out_of_memory
+from packcache.files import write_text
 from packcache.lumos.clip import Stats
 from packcache.lumos.config import SIZES, LumosConfig
-from packcache.lumos.decode import Decoder, FrameResult
-from packcache.lumos.load import FPS, SIZE
+from packcache.lumos.decode import Decoder
+from packcache.lumos.device import DTYPES, as_device, as_dtype
 from packcache.lumos.model import Lumos
-from packcache.lumos.plan import Plan, parse_bytes, plan, show_bytes
+from packcache.lumos.plan import TEXT_TOKENS, Plan, parse_bytes, plan, show_bytes
 from packcache.lumos.schedule import Sampling, philox_draws
 from packcache.lumos.vocab import Vocab, latent_frames
-from packcache.lumos.weights import DTYPES, as_device, as_dtype, parameter_count
+from packcache.lumos.weights import parameter_count
+from packcache.models import FPS, SIZE
 from packcache.policies import PackCache, Policy, parse_policies
 from packcache.timeline import FrameLayout
-from packcache.video import write_text
 
 POLICIES = "full,packcache"
-TEXT_TOKENS = 200  # of the prefix, header included
 
 #: What was promised of image-to-video at `SIZE` with PackCache, whatever the clip's length.
 PROMISES = {"3b": parse_bytes("14GiB"), "1b": parse_bytes("6GiB")}
@@ -76,8 +74,7 @@ class Bench:
             size=self.size,
             frames=frames,
             policy=policy,
-            guidance=self.sampling.guidance,
-            steps=self.sampling.steps,
+            sampling=self.sampling,
             dtype=self.weight.dtype,
             text_tokens=TEXT_TOKENS,
         )
@@ -141,35 +138,17 @@ def peaks(device: torch.device) -> dict[str, int | None]:
     return {f"peak_{kind}_bytes": stats.get(f"{kind}_bytes.all.peak") for kind in kinds}
 
 
-def timed(decoder: Decoder, given: Tensor, stats: Stats) -> Iterator[FrameResult]:
-    """Latent frames, each with the seconds until its commit was done on the device.
-
-    The engine waits for the device once a frame, before the commit; here every commit is waited
-    for, so that it counts for the frame it belongs to.
-    """
-
-    def now() -> float:
-        if decoder.device.type == "cuda":
-            torch.cuda.synchronize(decoder.device)
-        return time.perf_counter()
-
-    start = now()
-    decoder.prefill()
-    last = now()
-    stats.prefill_s = last - start
-    for result in decoder.frames(given):
-        end = now()
-        yield replace(result, seconds=end - last)
-        last = now()
-
-
 def run(bench: Bench, policy: Policy, frames: int) -> dict[str, Any]:
     """A clip: what it took, or how far it came before memory ran out."""
     stats = Stats()
     try:
-        for result in timed(bench.decoder(policy, frames), bench.given(), stats):
+        decoder = bench.decoder(policy, frames)
+        for result in decoder.frames(bench.given()):
+            stats.prefill_s = decoder.prefill_s
             stats.add(result)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(str(error)):
+            raise
         return {"outcome": "out of memory", "latent_frames_done": len(stats.frame_s)}
     row = stats.to_json()
     del row["codec_s"]

@@ -9,7 +9,6 @@ pairs of 48-frame clips, whose TOTAL ratio gets a median and a 95 % interval.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ import numpy as np
 
 import packcache as pc
 from packcache.environment import environment
+from packcache.files import write_json
 from packcache.inspect.compare import compare
 from packcache.inspect.picture import readable_bytes
 from packcache.policies import parse_policies
-from packcache.video import write_text
 
 PROMPT = "a red 3 moving right"
 POLICIES = "full,window,packcache"
@@ -86,7 +85,7 @@ def main() -> None:
         "short": pairs(gen, 48, arguments.pairs),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+    write_json(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 
+from packcache.files import PARTIAL
 from packcache.lumos import saved, sealed
 from packcache.lumos.journal import CODES, KV, RESULTS, SLOTS, Journal
 from packcache.lumos.model import Lumos
@@ -141,7 +142,7 @@ def drafts(folder: Path) -> Traces:
     found: Traces = set()
     for place in (folder, folder / KV):
         for entry in os.scandir(place):
-            if entry.name.endswith(sealed.PARTIAL):
+            if entry.name.endswith(PARTIAL):
                 with contextlib.suppress(FileNotFoundError):  # renamed as we looked
                     told = entry.stat()
                     found.add((entry.name, told.st_size, told.st_mtime_ns))
@@ -172,7 +173,7 @@ class Tally:
         self.earliest = min(self.earliest, after)
         self.counts["kills"] += 1
         self.counts["inside"] += bool(traced)
-        self.counts["temporary"] += any(name.endswith(sealed.PARTIAL) for name, *_ in traced)
+        self.counts["temporary"] += any(name.endswith(PARTIAL) for name, *_ in traced)
         self.counts["lost"] += max(0, frame - after)
 
     def finished(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -30,7 +31,7 @@ ALLOWED = {
 #: Floors that nothing below may look up to.
 TOP = {
     "bench", "evaluate", "inspect",
-    "cli", "cli_evaluate", "cli_generate", "cli_lumos", "cli_options",
+    "cli", "cli_asked", "cli_evaluate", "cli_generate", "cli_lumos", "cli_options",
 }  # fmt: skip
 
 MAX_FUNCTION, MAX_MODULE = 60, 600
@@ -131,6 +132,17 @@ def test_only_the_command_line_and_the_golden_runner_print(path):
         return
     calls = [n for n in ast.walk(tree(path)) if isinstance(n, ast.Call)]
     assert not [n.lineno for n in calls if getattr(n.func, "id", "") == "print"]
+
+
+@every_module
+def test_private_names_stay_at_home(path):
+    """Nobody reaches into another object; torch's own private names are torch's business."""
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.Attribute) or not re.match("_[^_]", node.attr):
+            continue
+        owner = ast.unparse(node.value)
+        outside = owner.startswith(("torch.", "storage"))
+        assert owner in ("self", "cls", "super()") or outside, f"line {node.lineno}: {owner}"
 
 
 @every_module

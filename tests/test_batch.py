@@ -124,6 +124,8 @@ WRONG = {
     '{"prompt": "p", "image": ""}': 'image is "", expected the name of a file',
     '{"prompt": "p", "colour": 1}': "unknown key 'colour': known are prompt, name, image,",
     '{"prompt": "p", "prompt": "q"}': "a key is given twice among prompt, prompt",
+    '{"prompt": "p", "seed": ' + 5000 * "9" + "}": "holds a number of too many digits, expected",
+    '{"prompt": "p", "image": "\\u0000"}': 'image is "\\u0000", expected the name of a file',
     '{"prompt": "p"': "is no JSON object of one line (Expecting ',' delimiter at column 15)",
     '{"prompt": "p"} {}': "is no JSON object of one line (Extra data at column 17)",
     "a red 3": "is 'a red 3', expected a JSON object such as",
@@ -213,8 +215,8 @@ def test_a_folder_of_pictures_is_finished_when_it_holds_something(tmp_path):
         return {}
 
     (tmp_path / "a").mkdir()
-    assert run_jobs([job("a")], tmp_path, pictures, suffix="") == Summary(made=1)
-    assert run_jobs([job("a")], tmp_path, never, suffix="") == Summary(skipped=1)
+    assert run_jobs([job("a")], tmp_path, pictures, suffix=lambda job: "") == Summary(made=1)
+    assert run_jobs([job("a")], tmp_path, never, suffix=lambda job: "") == Summary(skipped=1)
 
 
 @pytest.mark.parametrize(
@@ -313,13 +315,11 @@ def test_a_line_that_cannot_be_written_leaves_the_others_whole(tmp_path, monkeyp
     run_jobs([job("a")], tmp_path, make)
     before = (tmp_path / RESULTS).read_bytes()
 
-    def full(path: Path, data: bytes, mode: str) -> None:
-        with path.open(mode) as file:
-            file.write(data[:10])
+    def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "_write", full)
+        patch.setattr(batch.os, "fsync", full)
         with pytest.raises(OutputError, match=r"cannot write .*results\.jsonl \(No space left"):
             run_jobs([job("b"), job("c")], tmp_path, make)
     assert (tmp_path / RESULTS).read_bytes() == before
@@ -340,7 +340,7 @@ def test_folders_that_cannot_be_used(tmp_path):
 
 def test_a_lock_that_cannot_be_taken_is_one_line(tmp_path):
     (tmp_path / ".locks" / "a.lock").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"cannot lock in .*use another disk"):
+    with pytest.raises(OutputError, match=r"cannot lock in .*locks \(.*\): use another folder or"):
         run_jobs([job("a")], tmp_path, never)
 
 

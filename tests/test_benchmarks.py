@@ -15,9 +15,9 @@ import torch
 
 from packcache.lumos.config import SIZES
 from packcache.lumos.decode import Decoder
-from packcache.lumos.load import SIZE
 from packcache.lumos.plan import plan
 from packcache.lumos.schedule import Sampling
+from packcache.models import SIZE
 from packcache.policies import FullCache, PackCache
 from tests.tools import ROOT
 
@@ -72,7 +72,7 @@ def test_every_policy_runs_at_every_length(ran, tmp_path, capsys):
     assert rows == [(24, "full", 7), (24, "packcache", 7), (48, "full", 13), (48, "packcache", 13)]
     for row in result["results"]:
         made = plan(
-            SIZES["toy"], size=(64, 32), frames=row["frames"], steps=2,
+            SIZES["toy"], size=(64, 32), frames=row["frames"], sampling=Sampling(steps=2),
             policy=FullCache() if row["policy"] == "full" else PackCache(),
         )  # fmt: skip
         assert row["outcome"] == "done"
@@ -105,20 +105,31 @@ def test_wrong_use_is_refused_in_one_line(ran, tmp_path, capsys, options, words)
     assert not (tmp_path / "clip.json").exists()
 
 
+def stops_at(monkeypatch, frame: int, error: Exception) -> None:
+    """From here on a forward of that latent frame raises."""
+    forward = Decoder._forward
+
+    def broken(self, *args):
+        if self.frame == frame:
+            raise error
+        return forward(self, *args)
+
+    monkeypatch.setattr(Decoder, "_forward", broken)
+
+
 def test_a_clip_that_does_not_fit_is_a_row(gpu_clip, bench, monkeypatch):
-    generate = Decoder.generate
-
-    def full(self):
-        if self.frame == 2:
-            raise torch.cuda.OutOfMemoryError("no room")
-        return generate(self)
-
-    monkeypatch.setattr(Decoder, "generate", full)
+    stops_at(monkeypatch, 2, torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
     row = gpu_clip.measure(bench, "full", FullCache(), frames=24)
     assert (row["outcome"], row["latent_frames_done"]) == ("out of memory", 2)
     assert "total_s" not in row and "out of memory in latent frame 2" in gpu_clip.line(row)
     (same,) = gpu_clip.compared([row])
     assert same["relative_total"] is None
+
+
+def test_another_failure_is_no_row(gpu_clip, bench, monkeypatch):
+    stops_at(monkeypatch, 1, RuntimeError("CUDA error: an illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        gpu_clip.run(bench, FullCache(), frames=24)
 
 
 def test_times_are_shares_of_the_full_cache_at_the_same_length(gpu_clip):

@@ -524,14 +524,14 @@ def twin(target: FrameCache, exported: dict[int, tuple], **settings) -> FrameCac
     entries = [HeldFrame(e.span, e.start, e.held, e.rank) for e in target.timeline.entries]
     out = cache(target.policy, target.text, **settings)
     timeline = Timeline(entries, **target.timeline.counters())
-    out.restore(timeline, iter(tensors), delta=target.delta, slots=target.slots)
+    out.restore(timeline, iter(tensors), delta=target.delta, capacities=target.capacities)
     return out
 
 
 def everything(target: FrameCache) -> tuple:
     """All bytes, pristine anchors too, and all numbers."""
     anchors = [bits(layer) for own in target._anchors for layer in own._layers]
-    return committed_bytes(target), anchors, target.summary(), target.slots
+    return committed_bytes(target), anchors, target.summary(), target.capacities
 
 
 def go_on(target: FrameCache, seed: int, span: Span) -> None:
@@ -594,7 +594,7 @@ def test_what_a_rebase_has_turned_is_not_exported(which, name):
 def test_only_a_new_cache_is_restored():
     target = started(frames=2)
     with pytest.raises(CacheStateError, match="restore after 165 tokens: make a new cache"):
-        target.restore(Timeline(), [], delta=0, slots=target.slots)
+        target.restore(Timeline(), [], delta=0, capacities=target.capacities)
 
 
 # --- mutations ----------------------------------------------------------------------------------

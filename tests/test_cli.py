@@ -229,8 +229,8 @@ def test_closed_folder_is_found_before_generating(run, tmp_path, monkeypatch):
     def closed(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("packcache.video.tempfile.TemporaryFile", closed)
-    monkeypatch.setattr("packcache.lumos.load.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("packcache.files.tempfile.TemporaryFile", closed)
+    monkeypatch.setattr("packcache.models.load", lambda *_, **__: pytest.fail("loaded"))
     code, _, err = run("generate", PROMPT, "--out", tmp_path / "c.mp4")
     assert code == 1 and "is not writable (Permission denied)" in err
 
@@ -266,17 +266,20 @@ def test_ctrl_c_in_a_real_process(tmp_path):
     )
     time.sleep(6)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nan_weights_are_reported(run, tmp_path, monkeypatch):
-    from packcache.lumos import load
+    from packcache import models
 
-    broken = load.load("digits")
+    broken = models.load("digits")
     broken.model.lm_head.weight.data.fill_(float("nan"))
-    monkeypatch.setitem(load.MODELS, "digits", lambda *_: broken)
+    monkeypatch.setitem(models.MODELS, "digits", lambda *_: broken)
     code, _, err = run("generate", PROMPT, "--frames", 5, "--out", tmp_path / "c.mp4")
     assert code == 1 and "NaN or infinite logits in latent frame 0" in err
     assert list(tmp_path.iterdir()) == []

@@ -76,11 +76,15 @@ def test_size_rate_and_duration_are_stated(run, tmp_path):
         ((PROMPT, "--prompts", "x.jsonl"), "expected a prompt, or --prompts FILE.jsonl"),
         ((PROMPT, "--size", "big"), "--size is 'big', expected WIDTHxHEIGHT such as 672x384, or"),
         ((PROMPT, "--size", "64x30"), "height is 30 pixels, expected a positive multiple of 32"),
-        ((PROMPT, "--size", "16"), "size is 16, expected at least 32, or WIDTHxHEIGHT"),
+        ((PROMPT, "--size", "16"), "size is 16, expected 32 to 4096, or (width, height)"),
         (
             (PROMPT, "--checkpoint", "a", "--resume", "a"),
             "both --checkpoint and --resume are given: --resume keeps it up too",
         ),
+        ((PROMPT, "--positions", "here"), "positions is 'here', expected absolute or rebase"),
+        ((PROMPT, "--fps", 0), "fps is 0, expected at least 1"),
+        ((PROMPT, "--seconds", -1), "seconds is -1, expected at least 1"),
+        ((PROMPT, "--size", "0"), "size is 0, expected 32 to 4096"),
         ((PROMPT, "--model", "a/b"), "no codec: give codec=, the folder with encoder.jit"),
         ((PROMPT, "--model", "nothing"), "unknown model 'nothing': known are digits, folders"),
         ((PROMPT, "--dtype", "int8"), "dtype is int8, expected one of float32"),
@@ -92,6 +96,13 @@ def test_wrong_use_gets_one_clear_line(run, tmp_path, options, text):
     code, printed, err = run("generate", *options, *QUICK, "--out", tmp_path / "c.mp4")
     assert code == 2 and printed == "" and text in err
     assert len(err.splitlines()) == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_wrong_options_are_found_before_the_weights_are_read(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("packcache.models.load", lambda *_, **__: pytest.fail("loaded"))
+    for options in (("--rebase", "x"), ("--seed", -1), ("--steps", 0), ("--video", "none.mp4")):
+        code, _, err = run("generate", PROMPT, *options, "--anyway", "--out", tmp_path / "c.mp4")
+        assert code in (1, 2) and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("option, name", [("--image", "a.png"), ("--video", "a.mp4")])
@@ -113,12 +124,11 @@ def test_a_model_that_is_not_there(run, tmp_path):
 
 def test_what_cannot_fit_is_refused_before_the_weights_are_read(run, tmp_path, monkeypatch):
     monkeypatch.setattr("packcache.lumos.plan.found_memory", lambda device: 1 << 30)
-    monkeypatch.setattr("packcache.lumos.load.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("packcache.models.load", lambda *_, **__: pytest.fail("loaded"))
     arguments = ("generate", PROMPT, "--policy", "full", "--frames", 9, "--out", tmp_path / "c.mp4")
     code, _, err = run(*arguments)
     assert code == 1 and len(err.splitlines()) == 1
     assert "this clip needs 1." in err and "and 1.00 GiB are there" in err
-    monkeypatch.undo()
 
 
 def test_what_is_said_not_to_fit_can_be_tried(run, tmp_path, monkeypatch):
@@ -167,6 +177,34 @@ def test_finished_clips_are_skipped_and_new_ones_made(run, tmp_path):
     assert first.stat().st_mtime_ns == stamp
     code, printed, _ = run("generate", "--prompts", file, "--frames", 6, "--steps", 1, "--out", out)
     assert code == 0 and "2 made, 0 finished before" in printed  # other settings, other clips
+
+
+def test_one_impossible_line_does_not_stop_the_rest(run, tmp_path):
+    file = write_lines(
+        tmp_path / "p.jsonl",
+        {"prompt": PROMPT, "name": "none", "image": "missing.png"},
+        {"prompt": PROMPT, "name": "short", "frames": 0},
+        {"prompt": PROMPT, "name": "huge", "frames": 10**5, "policy": "full"},
+        {"prompt": PROMPT, "name": "good"},
+    )
+    code, printed, err = run("generate", "--prompts", file, *QUICK, "--out", tmp_path / "clips")
+    assert code == 1 and "1 made, 0 finished before, 0 made elsewhere, 3 failed" in printed
+    lines = err.splitlines()
+    assert "missing.png does not exist" in lines[0] and "frames is 0" in lines[1]
+    assert "this clip needs" in lines[2] and lines[3].split() == ["made", "good"]
+
+
+def test_each_line_has_its_own_kind_of_file(run, tmp_path):
+    file, clips = tmp_path / "p.jsonl", tmp_path / "clips"
+    write_lines(file, {"prompt": PROMPT, "name": "still", "frames": 1})
+    run("generate", "--prompts", file, *QUICK, "--out", clips)
+    write_lines(
+        file, {"prompt": PROMPT, "name": "still", "frames": 1}, {"prompt": PROMPT, "name": "moving"}
+    )
+    code, printed, _ = run("generate", "--prompts", file, *QUICK, "--out", clips)
+    assert code == 0 and "1 made, 1 finished before" in printed
+    assert {path.name for path in clips.glob("[!.]*.*4")} == {"moving.mp4"}
+    assert (clips / "still.png").exists()
 
 
 def test_a_prompts_file_with_a_wrong_line_makes_nothing(run, tmp_path):
@@ -257,14 +295,20 @@ def test_every_clip_of_a_file_goes_on_from_its_own_checkpoint(run, tmp_path):
     half = pc.load("digits").run([PROMPT], checkpoint=tmp_path / "kept" / "one", **settings)
     assert len(list(itertools.islice(half, 3))) == 3
     del half  # and with it the lock
-    file = write_lines(tmp_path / "p.jsonl", {"prompt": PROMPT, "name": "one"})
+    (tmp_path / "kept" / "two").mkdir()  # killed before anything was finished
+    (tmp_path / "kept" / "two" / "lock").touch()
+    file = write_lines(
+        tmp_path / "p.jsonl",
+        {"prompt": PROMPT, "name": "one"},
+        {"prompt": "a red 3", "name": "two"},
+    )
     code, printed, err = run(
         "generate", "--prompts", file, "--frames", 21, "--steps", 2, "--out", tmp_path / "clips",
         "--checkpoint", tmp_path / "kept",
     )  # fmt: skip
-    assert code == 0 and "1 made" in printed, err
-    assert not (tmp_path / "kept" / "one").exists()
+    assert code == 0 and "2 made" in printed, err
+    assert list((tmp_path / "kept").iterdir()) == []
     whole = pc.load("digits").generate(PROMPT, **settings)
     assert len(read_video(tmp_path / "clips" / "one.mp4")[0]) == len(whole.frames) == 21
-    rows = (tmp_path / "clips" / "results.jsonl").read_text()
-    assert json.loads(rows)["total_s"] > 0
+    first, _ = (tmp_path / "clips" / "results.jsonl").read_text().splitlines()
+    assert json.loads(first)["total_s"] > 0

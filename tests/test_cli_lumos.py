@@ -55,17 +55,25 @@ def test_options_reach_the_plan(run):
     _, printed, _ = run(
         "plan", "--model", "digits", "--policy", "packcache:half_life=2", "--window", 3,
         "--guidance", 1, "--steps", 4, "--frames", 9, "--no-image", "--batch", 2, "--json",
+        "--positions", "absolute", "--rebase", "slide", "--text-tokens", 33, "--budget", 0.5,
+        "--dtype", "float16",
     )  # fmt: skip
     work = json.loads(printed)["workload"]
-    assert work["policy"] == "PackCache(budget=1, window=3, half_life=2)"
+    assert work["policy"] == "PackCache(budget=0.5, window=3, half_life=2)"
+    assert (work["positions"], work["rebase"], work["text_tokens"]) == ("absolute", "slide", 33)
     assert (work["guidance"], work["steps"], work["frames"], work["prompts"]) == (1, 4, 9, 2)
-    assert work["image"] is False and work["dtype"] == "float32" and work["size"] == [96, 96]
+    assert work["image"] is False and work["dtype"] == "float16" and work["size"] == [96, 96]
 
 
 def test_a_plan_prints_what_a_checkpoint_writes(run):
-    _, printed, _ = run("plan", "--model", "3b", "--memory", "16GiB")
+    """K and V of the newest frame, kept whole in both branches, its index arrays and its codes."""
+    options = ("--model", "3b", "--policy", "window", "--memory", "16GiB")
+    _, printed, _ = run("plan", *options)
     (line,) = (line for line in printed.splitlines() if line.startswith("checkpoint"))
-    assert "a latent frame" in line
+    made = json.loads(run("plan", *options, "--json")[1])
+    written = 4084 * (2 * 112 * 1024 + 9) + 4032 * 4
+    assert made["checkpoint_bytes"] == written
+    assert f" {written / 2**20:.1f} MiB " in line and "a latent frame" in line
 
 
 def test_upstreams_way_beside_the_papers_figures(run):

@@ -256,6 +256,21 @@ def test_pristine_copies_cost_a_quarter_of_the_anchor_keys():
     assert anchors.nbytes == sum(k.nbytes for k in keys) // 4
 
 
+def test_without_memory_pristine_copies_are_as_large_and_only_grow(monkeypatch):
+    """On the device "meta", whose ops compute sizes alone."""
+    rotation = Rotation.mm_rope(inverse_frequencies(64, 10000.0))
+    anchors, sizes = AnchorKeys(rotation), AnchorKeys(rotation)
+    for count in (0, 13, 30, 13, 30):
+        keys = [spread(2, count, 64).bfloat16() for _ in range(3)]
+        anchors.remember(keys)
+        sizes.remember([k.to("meta") for k in keys])
+        assert sizes.nbytes == anchors.nbytes
+    assert sizes.nbytes == 3 * 2 * 30 * 16 * 2
+    monkeypatch.setattr(positions, "rotate", None)  # there is nothing to turn
+    sizes.advance([k.to("meta") for k in keys], 2)
+    assert sizes.nbytes == anchors.nbytes
+
+
 def test_pristine_copies_are_taken_once():
     """What is remembered is the key as committed, though the stored one has been advanced since."""
     rotation = Rotation.mm_rope(inverse_frequencies(64, 10000.0).double())

@@ -23,8 +23,8 @@ from packcache.digits import world
 from packcache.digits.prompts import prompt
 from packcache.environment import environment
 from packcache.evaluate import memory
-from packcache.lumos.load import load
 from packcache.lumos.pipeline import Pipeline
+from packcache.models import load
 from packcache.policies import Policy, parse_policies
 
 FOLDER = Path(__file__).parents[2] / "src" / "packcache" / "digits" / "demo"

@@ -18,11 +18,22 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from packcache.cache import FrameCache as FrameCache
+    from packcache.errors import CacheStateError as CacheStateError
+    from packcache.errors import GenerationError as GenerationError
+    from packcache.errors import InputError as InputError
+    from packcache.errors import InputFileError as InputFileError
+    from packcache.errors import InvalidSetting as InvalidSetting
+    from packcache.errors import OutputError as OutputError
     from packcache.errors import PackCacheError as PackCacheError
     from packcache.lumos.clip import Clip as Clip
-    from packcache.lumos.load import load as load
+    from packcache.lumos.clip import Stats as Stats
+    from packcache.lumos.decode import FrameResult as FrameResult
     from packcache.lumos.pipeline import Pipeline as Pipeline
+    from packcache.lumos.pipeline import Run as Run
+    from packcache.lumos.plan import Plan as Plan
+    from packcache.lumos.plan import plan as plan
     from packcache.lumos.schedule import Sampling as Sampling
+    from packcache.models import load as load
     from packcache.policies import FullCache as FullCache
     from packcache.policies import NoHistory as NoHistory
     from packcache.policies import PackCache as PackCache
@@ -39,11 +50,21 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "packcache.cache": ("FrameCache",),
-    "packcache.errors": ("PackCacheError",),
-    "packcache.lumos.clip": ("Clip",),
-    "packcache.lumos.load": ("load",),
-    "packcache.lumos.pipeline": ("Pipeline",),
+    "packcache.errors": (
+        "CacheStateError",
+        "GenerationError",
+        "InputError",
+        "InputFileError",
+        "InvalidSetting",
+        "OutputError",
+        "PackCacheError",
+    ),
+    "packcache.lumos.clip": ("Clip", "Stats"),
+    "packcache.lumos.decode": ("FrameResult",),
+    "packcache.lumos.pipeline": ("Pipeline", "Run"),
+    "packcache.lumos.plan": ("Plan", "plan"),
     "packcache.lumos.schedule": ("Sampling",),
+    "packcache.models": ("load",),
     "packcache.policies": (
         "FullCache",
         "NoHistory",

@@ -18,10 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from filelock import FileLock, Timeout
-
 from packcache.errors import InputFileError, OutputError, PackCacheError
-from packcache.video import check_output_folder, replacing
+from packcache.files import check_output_folder, lock, replacing
 
 __all__ = ["RESULTS", "Job", "Outcome", "Status", "Summary", "read_jobs", "run_jobs"]
 
@@ -136,19 +134,27 @@ def _parse(text: str) -> dict[str, Any]:
             f"is no JSON object of one line ({error.msg} at column {error.colno}): expected one "
             f"such as {_EXAMPLE}"
         ) from None
+    except _Wrong:
+        raise
+    except ValueError:  # what Python says of an int of thousands of digits is not for users
+        raise ValueError("holds a number of too many digits, expected a smaller one") from None
     except RecursionError:
         raise ValueError(f"is nested too deep, expected an object such as {_EXAMPLE}") from None
+
+
+class _Wrong(ValueError):
+    """Something in a line that we found ourselves."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"a key is given twice among {', '.join(key for key, _ in pairs)}")
+        raise _Wrong(f"a key is given twice among {', '.join(key for key, _ in pairs)}")
     return found
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number, expected a finite one")
+    raise _Wrong(f"{text} is no JSON number, expected a finite one")
 
 
 def _job(
@@ -185,8 +191,8 @@ def _check_type(key: str, value: Any, types: type | tuple[type, ...]) -> None:
     if not fits:
         words = " or ".join(_IN_WORDS.get(kind, kind.__name__) for kind in types)
         raise ValueError(f"{key} is {json.dumps(value)}, expected {words}")
-    if key in _PATHS and value == "":
-        raise ValueError(f'{key} is "", expected the name of a file')
+    if key in _PATHS and (not value or "\0" in str(value)):
+        raise ValueError(f"{key} is {json.dumps(value)}, expected the name of a file")
 
 
 def _digest(deciding: dict[str, Any], content: Callable[[str], str]) -> str:
@@ -217,7 +223,7 @@ def run_jobs(
     out: Path,
     make: Callable[[Job, Path], Mapping[str, Any]],
     *,
-    suffix: str = ".mp4",
+    suffix: Callable[[Job], str] = lambda job: ".mp4",
     report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Summary:
     """Make what is not finished in folder `out`, in order; `report` hears of each job.
@@ -235,7 +241,7 @@ def run_jobs(
     results = _Results(path=out / RESULTS)
     summary = Summary()
     for job in jobs:
-        outcome = _run(job, out / f"{job.name}{suffix}", make, results)
+        outcome = _run(job, out / f"{job.name}{suffix(job)}", make, results)
         summary = summary.plus(outcome.status)
         report(outcome)
     return summary
@@ -281,17 +287,12 @@ def _is_finished(target: Path) -> bool:
 @contextlib.contextmanager
 def _lock(out: Path, name: str, timeout: float = 0) -> Iterator[bool]:
     """Hold the lock of that name; yields False if another process kept it through `timeout` s."""
-    lock = FileLock(out / ".locks" / f"{name}.lock")
+    held = lock(out / ".locks" / f"{name}.lock", timeout)
     try:
-        lock.acquire(timeout=timeout)
-    except Timeout:
-        pass
-    except (OSError, NotImplementedError) as error:
-        raise OutputError(f"cannot lock in {out / '.locks'} ({error}): use another disk") from error
-    try:
-        yield lock.is_locked
+        yield held is not None
     finally:
-        lock.release()
+        if held is not None:
+            held.release()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +320,7 @@ class _Results:
                 self._append(line)
             else:  # an older line of the clip, or one torn by a crash
                 with replacing(self.path) as draft:
-                    _write(draft, b"".join([*kept, line]), "wb")
+                    draft.write_bytes(b"".join([*kept, line]))
 
     def _lines(self) -> list[bytes]:
         """Whole lines; one at the end that was torn by a crash is not among them."""
@@ -336,18 +337,14 @@ class _Results:
     def _append(self, line: bytes) -> None:
         size = self._size()
         try:
-            _write(self.path, line, "ab")
+            with self.path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.truncate(self.path, size)
             raise OutputError(f"cannot write {self.path} ({error.strerror or error})") from error
-
-
-def _write(path: Path, data: bytes, mode: Literal["ab", "wb"]) -> None:
-    with path.open(mode) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _is_of(line: bytes, name: str) -> bool:

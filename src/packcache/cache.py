@@ -179,17 +179,22 @@ class FrameCache:
         return views
 
     def restore(
-        self, timeline: Timeline, tensors: Iterable[Tensor], *, delta: int, slots: Sequence[int]
+        self,
+        timeline: Timeline,
+        tensors: Iterable[Tensor],
+        *,
+        delta: int,
+        capacities: Sequence[int],
     ) -> None:
         """Hold what another cache held, to the last bit; this one must be new.
 
         `tensors` are those of `export`, entry by entry of the timeline, only tokens still held;
-        `delta` and `slots` (allocated, of each branch) are the other's.
+        `delta` and `capacities` are the other's.
         """
         if self._open or self.logical_length:
             raise CacheStateError(f"restore after {self.logical_length} tokens: make a new cache")
         coming = iter(tensors)
-        for store, capacity in zip(self.stores, slots, strict=True):
+        for store, capacity in zip(self.stores, capacities, strict=True):
             store.reserve(capacity)
         for entry in timeline.entries:
             for length, store in zip(self.text, self.stores, strict=True):
@@ -202,7 +207,7 @@ class FrameCache:
         self._turn_anchors(delta)
 
     @property
-    def slots(self) -> list[int]:
+    def capacities(self) -> list[int]:
         """Slots allocated in each branch."""
         return [store.capacity for store in self.stores]
 

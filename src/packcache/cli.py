@@ -152,13 +152,13 @@ def _compare(
     frames: int,
     **settings: Any,
 ) -> tuple[Any, dict[str, Path]]:
-    from packcache import video
+    from packcache import files
     from packcache.inspect import report
     from packcache.inspect.compare import compare as run
     from packcache.policies import parse_policies
 
     chosen = parse_policies(policies)
-    video.check_output_folder(out)
+    files.check_output_folder(out)
     pipeline = source.load()
     with progress("comparing") as advance:
         comparison = run(pipeline, prompt, chosen, frames=frames, on_frame=advance, **settings)
@@ -199,10 +199,13 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: str(message)
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except PackCacheError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         code = _INTERRUPTED
+    except OSError as error:
+        _fail(f"{error.strerror or error}: the output could not be written", 1)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from packcache.console import print_json, progress, write_json
+from packcache.console import print_json, progress
 
 __all__ = ["app"]
 
@@ -36,12 +36,12 @@ def truth(
     as_json: AsJson = False,
 ) -> None:
     """What the model gets right, beside the codec's ceiling, a frozen floor and the targets."""
-    from packcache import video
+    from packcache import files
     from packcache.evaluate.table import truth_table
-    from packcache.lumos.load import load
+    from packcache.models import load
 
     if out is not None:
-        video.check_output_folder(out)
+        files.check_output_folder(out)
     pipeline = load(model)
     with progress("judging") as advance:
         table = truth_table(
@@ -55,7 +55,7 @@ def truth(
         )
     if out is not None:
         out.mkdir(exist_ok=True)
-        write_json(table.to_json(), out / "truth.json")
+        files.write_json(table.to_json(), out / "truth.json")
     if as_json:
         print_json(table.to_json())
         return
@@ -77,18 +77,18 @@ def memory(
     as_json: AsJson = False,
 ) -> None:
     """Does the model know, when the curtain rises, what was behind it?"""
-    from packcache import video
+    from packcache import files
     from packcache.evaluate import memory as asked
     from packcache.evaluate import truth
     from packcache.evaluate.memory_plot import plot
-    from packcache.lumos.load import load
+    from packcache.models import load
     from packcache.policies import parse_policies
 
     chosen = asked.ANCHOR_POLICIES if source == "anchor" else asked.DEFAULT_POLICIES
     if policies is not None:
         chosen = {label: label for label in parse_policies(policies)}
     if out is not None:
-        video.check_output_folder(out)
+        files.check_output_folder(out)
     pipeline = load(model)
     with progress("asking") as advance:
         curve = asked.horizon(
@@ -105,7 +105,7 @@ def memory(
     result = curve.to_json()
     if out is not None:
         out.mkdir(exist_ok=True)
-        write_json(result, out / f"memory_{source}.json")
+        files.write_json(result, out / f"memory_{source}.json")
         plot(result, out / f"memory_{source}.svg")
     if as_json:
         print_json(result)

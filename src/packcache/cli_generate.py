@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from packcache.cli_asked import Asked
 from packcache.cli_options import (
     AsJson,
     BudgetText,
@@ -32,11 +33,14 @@ from packcache.cli_options import (
     VideoFile,
     Window,
     given,
-    parse_size,
     with_settings,
 )
 from packcache.console import err, print_json, progress
 from packcache.errors import InvalidSetting, PackCacheError
+
+if TYPE_CHECKING:
+    from packcache.batch import Job, Outcome
+    from packcache.lumos.pipeline import Pipeline
 
 #: What a line of a prompts file may set for its own clip.
 _PER_LINE = {
@@ -53,9 +57,6 @@ _PER_LINE = {
     "positions": str,
     "rebase": str,
 }
-
-#: Text tokens a plan counts at least; a caption has fewer tokens than letters.
-_TEXT_TOKENS = 200
 
 PromptText = Annotated[str | None, typer.Argument(help="what to show, e.g. 'a red 3 moving right'")]
 Prompts = Annotated[
@@ -116,37 +117,64 @@ def generate(
     )  # fmt: skip
     if checkpoint and resume:
         raise InvalidSetting("both --checkpoint and --resume are given: --resume keeps it up too")
-    kept = (
-        {"checkpoint": checkpoint or resume, "resume": bool(resume)} if checkpoint or resume else {}
-    )
     if (prompt is None) == (prompts is None):
         raise InvalidSetting("expected a prompt, or --prompts FILE.jsonl, and not both")
     source.check()
+    work = _Work(
+        source=source,
+        settings=settings,
+        checkpoint=checkpoint or resume,
+        resume=resume is not None,
+        anyway=anyway,
+    )
     if prompts is not None:
-        _many(source, prompts, out or Path("clips"), settings, kept, anyway, as_json)
+        _many(work, prompts, out or Path("clips"), as_json)
     else:
-        _one(source, prompt or "", out or Path("clip.mp4"), settings, kept, anyway, as_json)
+        _one(work, prompt or "", out or Path("clip.mp4"), as_json)
 
 
-def _one(
-    source: Model,
-    prompt: str,
-    out: Path,
-    settings: dict[str, Any],
-    kept: dict[str, Any],
-    anyway: bool,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What all clips of a call share; `settings` as they were typed."""
+
+    source: Model
+    settings: dict[str, Any]
+    checkpoint: Path | None
+    resume: bool
+    anyway: bool
+
+    def free(self) -> int | None:
+        """Bytes there are before the weights are read; None: not asked."""
+        from packcache.lumos.plan import found_memory
+
+        return None if self.anyway else found_memory(self.source.place)
+
+    def asked(self, prompt: str, own: dict[str, Any], free: int | None) -> Asked:
+        """A clip with its own settings, checked, and refused if it cannot fit."""
+        asked = Asked.read(self.source, prompt, {**self.settings, **own})
+        if free is not None:
+            asked.check_fits(free)
+        return asked
+
+    def state(self, name: str) -> Path | None:
+        """Each clip of a file keeps a checkpoint of its own."""
+        return None if self.checkpoint is None else self.checkpoint / name
+
+
+def _one(work: _Work, prompt: str, out: Path, as_json: bool) -> None:
     from packcache import video
-    from packcache.policies import parse_policy
 
-    parse_policy(settings["policy"])
-    video.check_output(out, settings["frames"])
-    if not anyway:
-        _refuse_what_cannot_fit(source, prompt, settings)
-    pipeline = source.load()
+    video.check_output(out, work.settings["frames"])
+    asked = work.asked(prompt, {}, work.free())
+    pipeline = work.source.load()
     with progress("generating") as advance:
-        clip = pipeline.generate(prompt, on_frame=advance, **kept, **_ready(pipeline, settings))
+        clip = pipeline.generate(
+            prompt,
+            on_frame=advance,
+            checkpoint=work.checkpoint,
+            resume=work.resume,
+            **asked.run_settings(pipeline),
+        )
     clip.save(out)
     if as_json:
         print_json(clip.to_json())
@@ -159,57 +187,28 @@ def _one(
     )
 
 
-def _ready(pipeline: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as texts and files say them, as `Pipeline.run` takes them."""
-    from packcache.policies import parse_policy
-    from packcache.video import read_video
+def _many(work: _Work, file: Path, out: Path, as_json: bool) -> None:
+    from packcache import batch
+    from packcache.files import check_output_folder
 
-    ready = {**settings, "policy": parse_policy(settings["policy"])}
-    if "size" in ready:
-        ready["size"] = parse_size(ready["size"])
-    if "video" in ready:
-        ready["video"] = pipeline.fit_video(read_video(ready["video"])[0], ready.get("size"))
-    return ready
-
-
-def _many(
-    source: Model,
-    file: Path,
-    out: Path,
-    settings: dict[str, Any],
-    kept: dict[str, Any],
-    anyway: bool,
-    as_json: bool,
-) -> None:
-    from dataclasses import asdict
-
-    from packcache import batch, video
-
-    jobs = batch.read_jobs(file, _PER_LINE, {**settings, **asdict(source)})
-    video.check_output_folder(out)
-    for job in jobs if not anyway else ():
-        _refuse_what_cannot_fit(source, job.prompt, {**settings, **job.settings})
-    pipeline = source.load()
+    jobs = batch.read_jobs(file, _PER_LINE, {**work.settings, **asdict(work.source)})
+    check_output_folder(out)
+    if work.checkpoint is not None:
+        check_output_folder(work.checkpoint)
+        work.checkpoint.mkdir(exist_ok=True)
+    free = work.free()
+    pipeline = work.source.load()
 
     def make(job: batch.Job, target: Path) -> dict[str, Any]:
-        own, state = {**settings, **job.settings}, _of_job(kept, job.name)
-        with progress(job.name) as advance:
-            clip = pipeline.generate(job.prompt, on_frame=advance, **state, **_ready(pipeline, own))
-        clip.save(target)
-        if state:  # gigabytes at full size, of no use beside the clip
-            shutil.rmtree(state["checkpoint"], ignore_errors=True)
-        stats = clip.stats
-        return {
-            "workload": clip.workload(),
-            "policy": repr(clip.policy),
-            "total_s": stats.total_s,
-            "last_s": stats.last_s,
-            "kv_bytes": stats.kv_bytes[-1],
-        }
+        return _make(work, pipeline, job, target, free)
 
-    pictures = all({**settings, **job.settings}["frames"] == 1 for job in jobs)
-    suffix = ".png" if pictures else ".mp4"
-    summary = batch.run_jobs(jobs, out, make, suffix=suffix, report=_report)
+    def suffix(job: batch.Job) -> str:
+        return ".png" if {**work.settings, **job.settings}["frames"] == 1 else ".mp4"
+
+    def report(outcome: batch.Outcome) -> None:
+        _report(work, outcome)
+
+    summary = batch.run_jobs(jobs, out, make, suffix=suffix, report=report)
     if as_json:
         print_json({"schema": "packcache.prompts/1", **asdict(summary)})
     else:
@@ -221,44 +220,38 @@ def _many(
         raise PackCacheError(f"{summary.failed} of {len(jobs)} clips failed: run again to retry")
 
 
-def _of_job(kept: dict[str, Any], name: str) -> dict[str, Any]:
-    """Each clip of a file keeps a folder while it is made, and goes on from one that is there."""
-    if not kept:
-        return {}
-    kept["checkpoint"].mkdir(exist_ok=True)
-    folder = kept["checkpoint"] / name
-    return {"checkpoint": folder, "resume": folder.exists()}
+def _make(
+    work: _Work, pipeline: Pipeline, job: Job, target: Path, free: int | None
+) -> dict[str, Any]:
+    """One clip of a file, from its own checkpoint if there is one; a row of results."""
+    from packcache.lumos import journal
+
+    asked, state = work.asked(job.prompt, job.settings, free), work.state(job.name)
+    with progress(job.name) as advance:
+        clip = pipeline.generate(
+            job.prompt,
+            on_frame=advance,
+            checkpoint=state,
+            resume=state is not None and journal.has_state(state),
+            **asked.run_settings(pipeline),
+        )
+    clip.save(target)
+    stats = clip.stats
+    return {
+        "workload": clip.workload(),
+        "policy": repr(clip.policy),
+        "total_s": stats.total_s,
+        "last_s": stats.last_s,
+        "kv_bytes": stats.kv_bytes[-1],
+    }
 
 
-def _report(outcome: Any) -> None:
+def _report(work: _Work, outcome: Outcome) -> None:
+    """A line on stderr; the checkpoint of a finished clip, gigabytes at full size, goes."""
+    from packcache.lumos import journal
+
+    state = work.state(outcome.job.name)
+    if state is not None and outcome.status in ("made", "skipped"):
+        journal.remove(state)
     message = f": {outcome.message}" if outcome.message else ""
     err.print(f"{outcome.status:9} {outcome.job.name}{message}", markup=False, soft_wrap=True)
-
-
-def _refuse_what_cannot_fit(source: Model, prompt: str, settings: dict[str, Any]) -> None:
-    """Say so in one line before any weight is read."""
-    from packcache.lumos.image import pick_size
-    from packcache.lumos.load import usual_size
-    from packcache.lumos.plan import found_memory, plan
-    from packcache.policies import parse_policy
-    from packcache.video import read_image
-
-    usual, target = usual_size(source.name)
-    image = settings.get("image")
-    size = pick_size(
-        parse_size(settings.get("size")),
-        default=usual,
-        target=target,
-        picture=read_image(image).size if image else None,
-    )
-    plan(
-        source.config(),
-        size=size,
-        frames=settings["frames"],
-        policy=parse_policy(settings["policy"]),
-        dtype=source.dtype or source.usual_dtype,
-        text_tokens=max(_TEXT_TOKENS, len(prompt)),
-        image=bool(image or settings.get("video")),
-        memory=found_memory(source.place),
-        **{name: settings[name] for name in ("guidance", "steps") if name in settings},
-    ).check()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from packcache.cli_options import (
+    POLICIES_HELP,
     AsJson,
     BudgetText,
     CodecFolder,
@@ -17,7 +18,6 @@ from packcache.cli_options import (
     FrameCount,
     Guidance,
     Model,
-    PolicyText,
     Positions,
     Rebase,
     Seed,
@@ -37,6 +37,9 @@ SizedModel = Annotated[
     str, typer.Option("--model", help="1b, 3b, digits, a folder, or a hub id (config.json alone)")
 ]
 Memory = Annotated[str | None, typer.Option("--memory", help="such as 16GiB [what is free here]")]
+PolicyOrNone = Annotated[
+    str | None, typer.Option("--policy", help=f"{POLICIES_HELP} [packcache; stock: full]")
+]
 Engine = Annotated[str, typer.Option("--engine", help="packcache, or stock: upstream's way")]
 Folder = Annotated[str, typer.Argument(help="the model's folder, a hub id, or digits")]
 
@@ -46,7 +49,7 @@ def plan(
     subfolder: Subfolder = None,
     size: SizeText = None,
     frames: FrameCount = 48,
-    policy: PolicyText = "packcache",
+    policy: PolicyOrNone = None,
     budget: BudgetText = None,
     window: Window = None,
     steps: Steps = None,
@@ -55,7 +58,9 @@ def plan(
     positions: Positions = "rebase",
     rebase: Rebase = "trained",
     image: Annotated[bool, typer.Option(help="with a condition image")] = True,
-    text_tokens: Annotated[int, typer.Option(help="tokens of the prompt, header included")] = 200,
+    text_tokens: Annotated[
+        int | None, typer.Option(help="tokens of the prompt, header included [200]")
+    ] = None,
     prompts: Annotated[int, typer.Option("--batch", help="prompts in one call")] = 1,
     memory: Memory = None,
     device: Device = None,
@@ -66,28 +71,28 @@ def plan(
     """What a clip takes before any weight is loaded: memory, what fits, and time."""
     from packcache.lumos.config import SIZES
     from packcache.lumos.image import pick_size
-    from packcache.lumos.load import usual_size
     from packcache.lumos.plan import found_memory, paper_figures, parse_bytes
     from packcache.lumos.plan import plan as make
+    from packcache.models import usual
     from packcache.policies import parse_policy
 
-    source = Model(name=model, subfolder=subfolder, device=device)
-    config = SIZES.get(model) or source.config()
-    kind = "full" if engine == "stock" and policy == "packcache" else policy
+    source = Model(name=model, subfolder=subfolder, device=device, dtype=dtype)
+    config, own = SIZES.get(model) or source.config(), usual(model)
+    kind = policy or ("full" if engine == "stock" else "packcache")
     made = make(
         config,
-        size=pick_size(parse_size(size), default=usual_size(model)[0], picture=None),
+        size=pick_size(parse_size(size), default=own.size, picture=None),
         frames=frames,
         policy=parse_policy(with_settings(kind, budget=budget, window=window)),
-        text_tokens=text_tokens,
         image=image,
         prompts=prompts,
         memory=parse_bytes(memory) if memory else found_memory(source.place),
         engine=engine,  # type: ignore[arg-type]
         positions=positions,  # type: ignore[arg-type]
         rebase=rebase,  # type: ignore[arg-type]
-        dtype=dtype or source.usual_dtype,
-        **given(steps=steps, guidance=guidance),
+        dtype=dtype or ("bfloat16" if model in SIZES else source.stored_dtype),
+        sampling=replace(own.sampling, **given(steps=steps, guidance=guidance)),
+        **given(text_tokens=text_tokens),
     )
     rows = paper_figures(SIZES["3b"]) if engine == "stock" else []
     if as_json:

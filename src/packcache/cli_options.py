@@ -65,16 +65,16 @@ class Model:
 
     def check(self) -> None:
         """Wrong use that needs no look at any file."""
-        from packcache.lumos import load
+        from packcache import models
 
-        load.check_source(
+        models.check_source(
             self.name, subfolder=self.subfolder, codec=self.codec, tokenizer=self.tokenizer
         )
 
     def load(self) -> Pipeline:
-        from packcache.lumos import load
+        from packcache import models
 
-        return load.load(
+        return models.load(
             self.name,
             subfolder=self.subfolder,
             codec=self.codec,
@@ -85,26 +85,22 @@ class Model:
 
     @property
     def place(self) -> str:
-        """The device, chosen as `load` chooses it."""
-        import torch
+        """The device, as `load` chooses it."""
+        from packcache import models
 
-        from packcache.lumos.load import MODELS
-        from packcache.lumos.weights import as_device
-
-        gpu = torch.cuda.is_available() and self.name not in MODELS
-        return str(as_device(self.device or ("cuda" if gpu else "cpu")))
+        return str(models.usual_device(self.name, self.device))
 
     @property
-    def usual_dtype(self) -> str:
-        """What the weights are stored in, as far as is known before they are opened."""
-        from packcache.lumos.load import MODELS
+    def stored_dtype(self) -> str:
+        """The weights' dtype, as `load` will have it."""
+        from packcache import models
 
-        return "float32" if self.name in MODELS else "bfloat16"
+        return self.dtype or models.stored_dtype(self.name, self.subfolder)
 
     def config(self) -> LumosConfig:
-        from packcache.lumos import load
+        from packcache import models
 
-        return load.load_config(self.name, subfolder=self.subfolder)
+        return models.load_config(self.name, subfolder=self.subfolder)
 
 
 def given(**options: Any) -> dict[str, Any]:

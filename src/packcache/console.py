@@ -1,19 +1,16 @@
-"""What all commands of the command line share: a progress bar, JSON, a file written whole."""
+"""What all commands of the command line share: a progress bar, JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from packcache.video import write_text
-
-__all__ = ["err", "print_json", "progress", "write_json"]
+__all__ = ["err", "print_json", "progress"]
 
 err = Console(stderr=True, highlight=False)
 
@@ -35,8 +32,3 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Whole or not there."""
-    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -31,3 +31,8 @@ class OutputError(PackCacheError):
 
 class GenerationError(PackCacheError, RuntimeError):
     """The model produced something that cannot be used, such as NaN logits."""
+
+
+def is_out_of_memory(reason: str) -> bool:
+    """Does PyTorch say, on a GPU or on a CPU, that there is no more memory?"""
+    return "out of memory" in reason or "can't allocate memory" in reason

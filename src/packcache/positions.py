@@ -113,7 +113,8 @@ class AnchorKeys:
     """The anchors' keys of one branch, kept as committed on the channels that carry time.
 
     A rebase turns the anchors forward instead of the window back, always from this copy, so that
-    rounding does not add up (methods 3.5, P2). Costs a quarter of the anchors' keys.
+    rounding does not add up (methods 3.5, P2). Costs a quarter of the anchors' keys. On the device
+    "meta" only sizes are kept, for plans.
     """
 
     def __init__(self, rotation: Rotation) -> None:
@@ -127,20 +128,27 @@ class AnchorKeys:
     def remember(self, keys: list[Tensor]) -> None:
         """Take anchors that are new: keys `[H, A, D]` of each layer, earlier ones at the front."""
         if not self._layers:
-            self._layers = [_temporal(k[:, :0], self.rotation) for k in keys]
+            channels = 2 * len(self.rotation.pairs)
+            self._layers = [k.new_empty(k.shape[0], 0, channels) for k in keys]
         known = self._layers[0].shape[1]
         if keys[0].shape[1] > known:
             self._layers = [
-                torch.cat((old, _temporal(k[:, known:], self.rotation)), dim=1)
-                for old, k in zip(self._layers, keys, strict=True)
+                self._with_new(old, k[:, known:]) for old, k in zip(self._layers, keys, strict=True)
             ]
 
     def advance(self, keys: list[Tensor], frames: int) -> None:
         """Write the anchors, advanced by `frames` latent frames, to the front of `[H, S, D]`."""
+        if keys[0].is_meta:
+            return
         half = keys[0].shape[-1] // 2
         channels = torch.cat((self.rotation.pairs, self.rotation.pairs + half))
         for pristine, target in zip(self._layers, keys, strict=True):
             target[:, : pristine.shape[1], channels] = _turn(pristine, frames, self.rotation)
+
+    def _with_new(self, old: Tensor, new: Tensor) -> Tensor:
+        if new.is_meta:  # indexing there imports sympy, 1 s and 70 MB, for numbers nobody reads
+            return old.new_empty(len(old), old.shape[1] + new.shape[1], old.shape[2])
+        return torch.cat((old, _temporal(new, self.rotation)), dim=1)
 
 
 def _temporal(keys: Tensor, rotation: Rotation) -> Tensor:

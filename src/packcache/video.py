@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,19 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from packcache.errors import InputFileError, InvalidSetting, OutputError
+from packcache.files import check_folder, replacing
 
 Frames = NDArray[np.uint8]
 
 __all__ = [
     "at_rate",
-    "check_folder",
     "check_output",
-    "check_output_folder",
     "read_image",
     "read_video",
-    "replacing",
     "to_rgb",
-    "write_text",
     "write_video",
 ]
 
@@ -68,50 +61,6 @@ def check_output(path: str | Path, frames: int | None = None) -> Path:
         raise OutputError(f"{path} exists and is not an empty folder: give another name")
     check_folder(path.parent)
     return path
-
-
-def check_folder(folder: Path) -> Path:
-    """The folder, if it exists and can be written to (tried, not guessed)."""
-    if not folder.is_dir():
-        raise OutputError(f"folder {folder} does not exist: create it or choose another")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise OutputError(
-            f"folder {folder} is not writable ({error.strerror}): choose another"
-        ) from error
-
-
-def check_output_folder(path: Path) -> Path:
-    """The path, if it is a folder that can be written to, or one can be made there."""
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} is a file, expected a folder: choose another --out")
-    check_folder(path if path.is_dir() else path.parent)
-    return path
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place at the end, or vanishes on failure."""
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
-        draft = work / path.name
-        yield draft
-        if path.is_dir() and draft.is_dir():
-            path.rmdir()  # empty, as check_output saw
-        draft.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; nothing was left there"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
 
 
 def write_video(frames: Frames, path: str | Path, fps: float) -> Path:

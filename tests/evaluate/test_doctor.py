@@ -23,8 +23,9 @@ from packcache.inspect.demo import load_clip
 from packcache.lumos.config import TokenIds
 from packcache.lumos.model import HeadNorm, Lumos
 from packcache.lumos.pipeline import Pipeline
+from packcache.lumos.random_weights import random_model
 from packcache.lumos.text import LumosTokenizer
-from packcache.lumos.weights import random_model, save_model
+from packcache.lumos.weights import save_model
 from packcache.policies import FullCache
 from tests.lumos.tokenizer_file import write_tokenizer
 from tests.tools import recorder

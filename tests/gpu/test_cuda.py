@@ -24,9 +24,10 @@ from packcache.lumos.config import SIZES
 from packcache.lumos.decode import Decoder
 from packcache.lumos.model import Lumos
 from packcache.lumos.plan import plan
+from packcache.lumos.random_weights import random_model, write_random
 from packcache.lumos.schedule import Sampling, philox_draws
 from packcache.lumos.vocab import Vocab
-from packcache.lumos.weights import load_model, random_model, write_random
+from packcache.lumos.weights import load_model
 from packcache.policies import FullCache, PackCache, Policy, SinkWindow
 from packcache.positions import Rotation, inverse_frequencies
 from packcache.testing import golden
@@ -211,9 +212,14 @@ def test_the_peak_is_the_planned_one(policy, dtype):
         kv_bytes = clip()
         taken = peak()
     made = plan(
-        SMALL, size=size, frames=4 * latents - 3, policy=policy, guidance=3.0, steps=steps,
-        dtype=dtype, text_tokens=len(Vocab(SMALL).prefix(PROMPTS[0], seconds=2, fps=4).ids),
-    )  # fmt: skip
+        SMALL,
+        size=size,
+        frames=4 * latents - 3,
+        policy=policy,
+        dtype=dtype,
+        sampling=Sampling(steps=steps, guidance=3.0),
+        text_tokens=len(Vocab(SMALL).prefix(PROMPTS[0], seconds=2, fps=4).ids),
+    )
     assert kv_bytes == made.kv_bytes
     assert taken == pytest.approx(made.peak.bytes, rel=0.1)
 

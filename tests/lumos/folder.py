@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from packcache.lumos.config import LumosConfig
-from packcache.lumos.weights import write_random
+from packcache.lumos.random_weights import write_random
 from tests.lumos import test_cosmos
 from tests.lumos.tokenizer_file import write_tokenizer
 

@@ -207,6 +207,10 @@ def test_overrides_win_over_the_file():
         ({"token_ids": {"mask": True}}, "token_ids.mask is True, expected an integer from 0 on"),
         ({"token_ids": {"mask": 200000}}, "token_ids.mask is 200000, expected an id below vocab"),
         ({"token_ids": {"video_hi": 65536}}, "token_ids.video_hi is 65536, expected more than"),
+        (
+            {"token_ids": {"size_zero": 129600}},
+            "token_ids.size_zero is 129600, expected an id below another one: numbers run from it",
+        ),
     ],
 )
 def test_wrong_overrides_are_wrong_use(tmp_path, overrides, words):
@@ -215,6 +219,19 @@ def test_wrong_overrides_are_wrong_use(tmp_path, overrides, words):
         read_config(written(tmp_path, SMALL), **overrides)
     assert words in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "ids, numbers",
+    [
+        (TokenIds(), range(8804, 9003)),
+        (SIZES["toy"].token_ids, range(110, 144)),
+        (dataclasses.replace(SIZES["toy"].token_ids, sep=120), range(110, 120)),
+        (dataclasses.replace(SIZES["toy"].token_ids, bos=111), range(110, 111)),
+    ],
+)
+def test_numbers_end_at_the_next_id_that_has_a_name(ids, numbers):
+    assert ids.numbers == numbers
 
 
 # --- files ---------------------------------------------------------------------------------------

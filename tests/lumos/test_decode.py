@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from packcache.errors import GenerationError, InputError, InvalidSetting
+from packcache.lumos import decode
 from packcache.lumos.decode import Step
 from packcache.lumos.schedule import Sampling, philox_draws
 from packcache.policies import FullCache, PackCache
@@ -221,3 +223,35 @@ def test_given_codes_must_fit_the_grid_and_the_codec(tiny):
     with pytest.raises(InputError, match=rf"expected 0\.\.{most}: they come from another codec"):
         run.give(torch.full_like(codes, most + 1))
     assert run.give(codes).given
+
+
+def test_any_memory_layout_of_an_attention_kernel_will_do(monkeypatch):
+    """The memory-efficient kernel gives its output with the axes of queries and heads swapped."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(4, 5, 32), torch.randn(2, 9, 32), torch.randn(2, 9, 32)
+    expected = decode.grouped_attention(q, k, v)
+    kernel = F.scaled_dot_product_attention
+
+    def swapped(*arguments, **options):
+        out = kernel(*arguments, **options)
+        return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", swapped)
+    assert torch.equal(decode.grouped_attention(q, k, v), expected)
+
+
+@pytest.mark.parametrize("where", ["prefill", "give", "generate"])
+def test_running_out_of_memory_is_one_clear_line(tiny, monkeypatch, where):
+    run = recorder(tiny, FullCache())
+    if where != "prefill":
+        run.prefill()
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(decode.Decoder, "_open", full)
+    monkeypatch.setattr(type(run.caches[0]), "open", full)
+    work = {"give": lambda: run.give(picture(tiny)[:, 0])}.get(where, getattr(run, where))
+    with pytest.raises(GenerationError, match=r"out of memory in .*: see packcache plan") as told:
+        work()
+    assert len(str(told.value).splitlines()) == 1

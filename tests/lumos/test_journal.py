@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import errno
 import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -20,9 +23,10 @@ from hypothesis import strategies as st
 import packcache as pc
 from packcache.cache import FrameCache
 from packcache.errors import InputError, InputFileError, InvalidSetting, OutputError
-from packcache.lumos import saved, sealed
+from packcache.files import PARTIAL, lock
+from packcache.lumos import journal, saved, sealed
 from packcache.lumos.decode import FrameResult
-from packcache.lumos.journal import SLOTS, Journal, frame_bytes
+from packcache.lumos.journal import LOCK, SLOTS, Journal, frame_bytes, has_state, remove
 from packcache.policies import FullCache, NoHistory, PackCache, Policy, SlidingWindow
 from tests.test_cache import POLICIES
 from tests.tools import PROMPTS, Recorder, bits, kv_bytes_of, picture, recorder, trained_on
@@ -255,6 +259,22 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name_and_hash(gen, tmp_pat
     gen.run([PROMPT], checkpoint=tmp_path / "c", resume=True, **settings)
 
 
+def test_seconds_that_follow_the_frames_are_stated_to_make_a_clip_longer(gen, tmp_path):
+    """Models that state the clip's own duration tell a longer clip otherwise in their prompt."""
+    lumos = dataclasses.replace(gen, seconds=None)
+    settings = {"steps": 1, "checkpoint": tmp_path / "c"}
+    first = list(lumos.run([PROMPT], frames=5, **settings))
+    words = (
+        r"seconds is 1 there, 2 here; .*; state --seconds 1 \(seconds=1\) to make it longer, use "
+    )
+    with pytest.raises(InputError, match=words) as error:
+        lumos.run([PROMPT], frames=24, resume=True, **settings)
+    assert len(str(error.value).splitlines()) == 1
+    longer = list(lumos.run([PROMPT], frames=24, seconds=1, resume=True, **settings))
+    assert len(longer) == 7
+    assert all(torch.equal(a.ids, b.ids) for a, b in zip(first, longer, strict=False))
+
+
 def test_a_checkpoint_of_another_prompt_or_model_or_version_is_refused(gen, tmp_path, monkeypatch):
     settings = {"frames": 5, "steps": 1, "checkpoint": tmp_path / "c"}
     next(gen.run([PROMPT], **settings).results())
@@ -296,28 +316,109 @@ def test_nothing_to_resume_is_said(tiny, tmp_path, name, words):
     assert not any((tmp_path / "d").iterdir())
 
 
+def test_a_folder_has_a_state_once_there_is_a_manifest(tiny, tmp_path):
+    assert not has_state(tmp_path / "c")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / LOCK).touch()
+    assert not has_state(tmp_path / "c")
+    _, frames = begin(tmp_path / "c", tiny)
+    assert has_state(tmp_path / "c")
+    next(frames)
+    (tmp_path / "c" / SLOTS[0]).unlink()
+    assert has_state(str(tmp_path / "c"))
+
+
 def test_a_folder_killed_before_its_first_manifest_is_taken_up_as_new(tiny, tmp_path):
     begin(tmp_path / "c", tiny)[1].close()
-    (tmp_path / "c" / SLOTS[0]).rename(tmp_path / "c" / (SLOTS[0] + sealed.PARTIAL))
+    (tmp_path / "c" / SLOTS[0]).rename(tmp_path / "c" / (SLOTS[0] + PARTIAL))
+    for name in ("codes.bin", "results.jsonl"):
+        (tmp_path / "c" / (name + PARTIAL)).touch()
+    assert not has_state(tmp_path / "c")
     assert len(list(begin(tmp_path / "c", tiny, latents=3)[1])) == 3
 
 
 def test_two_runs_never_share_a_folder(tiny, tmp_path):
     _, frames = begin(tmp_path / "c", tiny)
+    next(frames)
     for resume in (False, True):
         with pytest.raises(OutputError, match="c is in use by another process: wait for it, or ch"):
             begin(tmp_path / "c", tiny, resume=resume)
-    next(frames)
+    remove(tmp_path / "c")  # not now
+    assert has_state(tmp_path / "c")
     frames.close()
     assert len(list(begin(tmp_path / "c", tiny, resume=True)[1])) == LATENTS
+
+
+def test_a_run_that_is_never_asked_for_a_frame_holds_nothing(tiny, tmp_path):
+    kept = [begin(tmp_path / "c", tiny)]
+    kept += [begin(tmp_path / "c", tiny, resume=True) for _ in range(2)]
+    assert len(list(begin(tmp_path / "c", tiny, resume=True)[1])) == LATENTS
+    for _, frames in kept:
+        with pytest.raises(OutputError, match=r"was changed by another run .*: resume once more"):
+            next(frames)
+    assert len(list(begin(tmp_path / "c", tiny, resume=True)[1])) == LATENTS  # and lets go of it
+
+
+def test_a_folder_that_is_in_use_when_the_first_frame_is_asked_for(tiny, tmp_path):
+    _, late = begin(tmp_path / "c", tiny)
+    _, frames = begin(tmp_path / "c", tiny, resume=True)
+    next(frames)
+    with pytest.raises(OutputError, match="c is in use by another process: wait for it, or choose"):
+        next(late)
+
+
+@pytest.mark.parametrize("name", ["codes.bin", "results.jsonl"])
+def test_a_file_that_vanishes_before_the_first_frame_is_said(tiny, tmp_path, name):
+    list(begin(tmp_path / "c", tiny, latents=2)[1])
+    _, frames = begin(tmp_path / "c", tiny, latents=2, resume=True)
+    (tmp_path / "c" / name).unlink()
+    with pytest.raises(InputFileError, match=r"c cannot be read \(No such .*\): try again, or"):
+        next(frames)
+
+
+# --- gone ---------------------------------------------------------------------------------------
+
+
+def test_a_removed_checkpoint_leaves_nothing(tiny, tmp_path):
+    list(begin(tmp_path / "c", tiny, latents=3)[1])
+    for name in ("codes.bin", SLOTS[1], "kv/000009.bin"):
+        (tmp_path / "c" / (name + PARTIAL)).touch()
+    remove(str(tmp_path / "c"))
+    assert not any(tmp_path.iterdir())
+    remove(tmp_path / "c")  # nothing to do
+
+
+def test_removing_a_checkpoint_spares_the_files_of_others(tiny, tmp_path):
+    list(begin(tmp_path / "c", tiny, latents=3)[1])
+    others = ["letter.txt", "kv/letter.txt", "manifest.json", "old/codes.bin"]
+    (tmp_path / "c" / "old").mkdir()
+    for name in others:
+        (tmp_path / "c" / name).write_text("dear")
+    remove(tmp_path / "c")
+    left = [path for path in (tmp_path / "c").rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(tmp_path / "c")) for path in left) == sorted(others)
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_a_warning(tiny, tmp_path, monkeypatch, caplog):
+    list(begin(tmp_path / "c", tiny, latents=2)[1])
+
+    def refuse(*args, **settings):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    remove(tmp_path / "c")
+    assert re.search(r"c cannot be removed \(Permission denied\): delete it yourself", caplog.text)
+
+
+# --- a folder that cannot be used ---------------------------------------------------------------
 
 
 def test_a_folder_that_cannot_be_written_is_said(tiny, tmp_path, monkeypatch):
     def refuse(*args, **settings):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(sealed.FileLock, "acquire", refuse)
-    with pytest.raises(OutputError, match=r"cannot be written \(Permission denied\): choose anoth"):
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.raises(OutputError, match=r"cannot lock in .*c \(Permission denied\): use anot"):
         begin(tmp_path / "c", tiny)
 
 
@@ -427,6 +528,45 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(
     assert not caplog.records
 
 
+def rewrite(path: Path, change: Callable[[dict], object]) -> None:
+    """A manifest with a right sum that says something else."""
+    state = json.loads(path.read_bytes())["state"]
+    state = change(state)
+    told = {"state": state, "crc32": zlib.crc32(journal._canonical(state))}
+    path.write_text(json.dumps(told))
+
+
+SHAPES = {
+    "no caches": lambda state: {k: v for k, v in state.items() if k != "caches"},
+    "no identity": lambda state: {k: v for k, v in state.items() if k != "identity"},
+    "something new": lambda state: {**state, "more": 1},
+    "nothing": lambda state: None,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_manifest_of_another_shape_is_damage(tiny, five, tmp_path, shape):
+    folder = tmp_path / "c"
+    shutil.copytree(five[0], folder)
+    for name in SLOTS:
+        rewrite(folder / name, SHAPES[shape])
+    words = r"manifest\.a\.json is (unreadable|incomplete); manifest\.b\.json is"
+    with pytest.raises(InputFileError, match=rf"is damaged \({words}"):
+        begin(folder, tiny, resume=True)
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_name(tiny, five, tmp_path):
+    folder = tmp_path / "c"
+    shutil.copytree(five[0], folder)
+    for name in SLOTS:
+        rewrite(
+            folder / name,
+            lambda state: {"identity": {**state["identity"], "format": "packcache.checkpoint/0"}},
+        )
+    with pytest.raises(InputError, match=r"format is 'packcache\.checkpoint/0' there"):
+        begin(folder, tiny, resume=True)
+
+
 @pytest.mark.parametrize(
     "names, words",
     [
@@ -442,8 +582,9 @@ def test_two_damaged_states_are_one_clear_line(tiny, five, tmp_path, names, word
         flip(folder / name)
     with pytest.raises(InputFileError, match=rf"is damaged \({words}.*\), expected one whole"):
         begin(folder, tiny, resume=True)
-    begin_again = sealed.lock(folder / "lock")  # refused, so not held
-    begin_again.release()
+    held = lock(folder / LOCK)  # refused, so not held
+    assert held
+    held.release()
 
 
 def test_a_torn_tail_is_cut(tiny, five, tmp_path, caplog):

@@ -14,8 +14,8 @@ from PIL import Image
 import packcache as pc
 from packcache.errors import InputError, InputFileError, InvalidSetting
 from packcache.lumos.image import crop_sizes
-from packcache.lumos.load import load_config
 from packcache.lumos.text import LumosTokenizer
+from packcache.models import load_config
 from tests.lumos.folder import TINY, write_codec, write_folder
 from tests.lumos.tokenizer_file import write_tokenizer
 
@@ -78,7 +78,9 @@ def test_text_to_image_states_one_frame_of_one_second(gen):
     assert gen.generate(PROMPT, frames=1, **SMALL).frames.shape == (1, 32, 64, 3)
 
 
-@pytest.mark.parametrize("frames, seconds", [(24, 2), (25, 3), (48, 4), (7, 1), (2000, 167)])
+@pytest.mark.parametrize(
+    "frames, seconds", [(24, 2), (25, 2), (26, 3), (48, 4), (49, 4), (7, 1), (2000, 167)]
+)
 def test_text_and_header_state_the_duration(gen, frames, seconds):
     prefix = gen.run([PROMPT], frames=frames, **SMALL).decoder.prefixes[0]
     assert prefix.ids[-3:] == (9004, 8804 + seconds, 8804 + 12)
@@ -96,10 +98,13 @@ def test_an_endless_clip_states_what_the_model_was_trained_on(gen):
     assert run.decoder.prefixes[0].ids[-2:] == (8804 + 2, 8804 + 12)
 
 
-def test_a_clip_too_long_to_be_stated_says_so(gen):
+def test_a_clip_too_long_to_be_stated_states_the_most_there_is(gen, caplog):
+    run = gen.run([PROMPT], frames=2400, **SMALL)
+    assert run.decoder.latents == 601 and run.header.seconds == 198
+    assert "the clip lasts 200 s; 198 is the most that can be stated" in caplog.text
+    assert gen.run([PROMPT], frames=2400, seconds=2, **SMALL).header.seconds == 2
     with pytest.raises(InvalidSetting, match=r"duration in seconds is 200, expected 0\.\.198"):
-        gen.run([PROMPT], frames=2400, **SMALL)
-    assert gen.run([PROMPT], frames=2400, seconds=2, **SMALL).decoder.latents == 601
+        gen.run([PROMPT], frames=2400, seconds=200, **SMALL)
 
 
 def test_image_to_video_and_its_continuation(gen):
@@ -175,6 +180,59 @@ def test_streamed_frames_are_those_of_the_whole_clip(gen):
 def config_with(folder: Path, **changes: object) -> None:
     data = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**data, **changes}))
+
+
+@pytest.mark.parametrize("name", ["frames", "fps", "seconds"])
+@pytest.mark.parametrize(
+    "value, expected",
+    [(0, "at least 1"), (-3, "at least 1"), (2.5, "a whole number"), (True, "a whole number")],
+)
+def test_counts_are_counts(gen, name, value, expected):
+    settings = {"frames": 5, name: value}
+    with pytest.raises(InvalidSetting, match=f"{name} is {value}, expected {expected}"):
+        gen.generate(PROMPT, **settings, **SMALL)
+
+
+def test_a_clip_has_a_length_and_a_size(gen):
+    with pytest.raises(InvalidSetting, match="frames is None: a clip needs a length"):
+        gen.generate(PROMPT, frames=None, **SMALL)
+    with pytest.raises(InvalidSetting, match="size is -128, expected 32 to 4096"):
+        gen.generate(PROMPT, frames=5, size=-128)
+
+
+WRONG = {
+    "one text": ({"prompts": "abc"}, r"prompts is one text, expected a list of them: \[prompt\]"),
+    "setting": ({"foo": 1}, "foo unknown, expected greedy, guidance, history_mask_ratio"),
+    "size": ({"size": "64x32"}, "size is '64x32', expected 32 to 4096, or"),
+    "array": ({"image": np.zeros((3, 3))}, "image is ndarray, expected a file's name, or a PIL"),
+    "empty image": (
+        {"image": Image.new("RGB", (0, 9))},
+        "image is Image, expected .* a PIL image with pixels",
+    ),
+    "policy": ({"policy": "best"}, "best"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_get_one_clear_line(gen, case):
+    settings, text = WRONG[case]
+    settings = {"prompts": [PROMPT], "frames": 5, **SMALL, **settings}
+    with pytest.raises(InvalidSetting, match=text) as told:
+        gen.generate_many(**settings)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_policies_have_names(gen):
+    made = gen.generate(PROMPT, frames=5, policy="packcache:window=2", **SMALL)
+    assert made.policy == pc.PackCache(window=2)
+
+
+def test_results_name_the_model_and_all_that_decides(gen, folder, codec):
+    made = pc.load(folder.parent, subfolder=folder.name, codec=codec, dtype="float32")
+    assert gen.name == folder.name and made.name == f"{folder.parent.name}/{folder.name}"
+    work = gen.generate(PROMPT, frames=5, positions="absolute", **SMALL).to_json()["workload"]
+    assert (work["model"], work["positions"], work["rebase"]) == (gen.name, "absolute", "trained")
+    assert work["given_latent_frames"] == 0
 
 
 def test_no_codec_is_wrong_use(folder):

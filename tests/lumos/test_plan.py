@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,17 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packcache.errors import InputError, InvalidSetting
-from packcache.lumos import memory
 from packcache.lumos import plan as plans
+from packcache.lumos.codec import FSQ
 from packcache.lumos.config import SIZES, LumosConfig
 from packcache.lumos.cost import attention_operations, attention_share, stock_frame_operations
 from packcache.lumos.course import Workload
 from packcache.lumos.decode import Decoder
-from packcache.lumos.plan import Plan, paper_figures, parse_bytes, plan
+from packcache.lumos.pipeline import Pipeline
+from packcache.lumos.plan import TEXT_TOKENS, Plan, paper_figures, plan
+from packcache.lumos.random_weights import random_model
 from packcache.lumos.schedule import Sampling, philox_draws
 from packcache.lumos.stock import Stock
 from packcache.lumos.vocab import Prefix, Vocab
-from packcache.lumos.weights import parameter_count, random_model
+from packcache.lumos.weights import parameter_count
 from packcache.policies import (
     FullCache,
     NoHistory,
@@ -38,6 +42,7 @@ from packcache.testing.live import LiveBytes
 
 GIB = 1 << 30
 FULL_SIZE = (672, 384)
+SAMPLING = Sampling(steps=2, guidance=3.0)
 
 POLICIES = [
     FullCache(),
@@ -92,8 +97,7 @@ def measure(
     prompts: int = 1,
     image: bool = True,
     dtype: str = "float32",
-    steps: int = 2,
-    guidance: float = 3.0,
+    sampling: Sampling = SAMPLING,
     **settings: object,
 ) -> Measured:
     """A real run with random weights, its live bytes counted beside the weights."""
@@ -107,9 +111,9 @@ def measure(
             model,
             [Prefix(ids=prefix.ids, video_start=prefix.video_start)] * prompts,
             layout=layout,
-            sampling=Sampling(steps=steps, guidance=guidance),
+            sampling=sampling,
             policy=policy,
-            draws=philox_draws(range(prompts), steps, layout.content),
+            draws=philox_draws(range(prompts), sampling.steps, layout.content),
             latents=latents,
             **settings,
         )
@@ -139,7 +143,7 @@ UNSEEN = {
         "size": (64, 96),
         "latents": 4,
         "text_tokens": 9,
-        "guidance": 1.0,
+        "sampling": Sampling(steps=2, guidance=1.0),
     },
     "many codes, two prompts": {
         "config": sized(64, 160, 2, 2, 2, codes=3000),
@@ -155,7 +159,7 @@ UNSEEN = {
         "size": (32, 96),
         "latents": 3,
         "text_tokens": 60,
-        "steps": 6,
+        "sampling": Sampling(steps=6, guidance=3.0),
     },
     "a prompt longer than the clip": {
         "config": sized(96, 224, 2, 3, 1),
@@ -170,7 +174,7 @@ UNSEEN = {
 @pytest.mark.parametrize("policy", [FullCache(), PackCache()], ids=repr)
 @pytest.mark.parametrize("name", UNSEEN)
 def test_the_peak_is_predicted_at_shapes_never_seen(name, policy):
-    shape = {"dtype": "float32", "guidance": 3.0, "steps": 2, "prompts": 1, **UNSEEN[name]}
+    shape = {"dtype": "float32", "sampling": SAMPLING, "prompts": 1, **UNSEEN[name]}
     latents = shape.pop("latents")
     measured = measure(latents=latents, policy=policy, **shape)
     made = plan(frames=4 * latents - 3, policy=policy, **shape)
@@ -182,23 +186,93 @@ def test_the_peak_is_predicted_at_shapes_never_seen(name, policy):
     assert made.transient_bytes == pytest.approx(transient, rel=0.1)
 
 
+def both(
+    policy: Policy, sampling: Sampling, *, latents: int = 7, **settings: object
+) -> tuple[Plan, Measured]:
+    """A small plan and the run that it is of."""
+    shape = {
+        "config": sized(32, 32, 1, 1, 1),
+        "size": (32, 64),
+        "policy": policy,
+        "text_tokens": 12,
+        "sampling": sampling,
+        "dtype": "float32",
+        **settings,
+    }
+    return plan(frames=4 * latents - 3, **shape), measure(latents=latents, **shape)
+
+
+def assert_same_kv(made: Plan, measured: Measured) -> None:
+    assert made.kv_bytes == measured.kv_bytes
+    assert made.capacity_bytes == measured.capacity_bytes
+    assert made.metadata_bytes == measured.metadata_bytes
+
+
 @pytest.mark.parametrize("rule", ["trained", "slide"])
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 @pytest.mark.filterwarnings("ignore::packcache.cache.TrainedRangeWarning")
 def test_kv_is_predicted_to_the_byte_under_every_policy(policy, rule):
-    config = sized(32, 32, 1, 1, 1)
-    shape = {
-        "config": config,
-        "size": (32, 64),
-        "policy": policy,
-        "text_tokens": 12,
-        "guidance": 3.0,
-    }
-    measured = measure(latents=9, steps=1, rebase=rule, **shape)
-    made = plan(frames=33, steps=1, dtype="float32", rebase=rule, **shape)
-    assert made.kv_bytes == measured.kv_bytes
-    assert made.capacity_bytes == measured.capacity_bytes
-    assert made.metadata_bytes == measured.metadata_bytes
+    made, measured = both(policy, Sampling(steps=1, guidance=3.0), latents=9, rebase=rule)
+    assert_same_kv(made, measured)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.2, 0.45, 0.7, 0.9])
+@pytest.mark.parametrize(
+    "policy",
+    [PackCache.paper_visible(), PackCache(drop_remasked=True), PackCache(), FullCache()],
+    ids=repr,
+)
+def test_kv_is_predicted_to_the_byte_at_every_history_mask_ratio(policy, ratio):
+    """Where re-masked tokens are dropped, fewer of them leave more to hold."""
+    sampling = Sampling(steps=1, guidance=3.0, history_mask_ratio=ratio)
+    made, measured = both(policy, sampling)
+    assert_same_kv(made, measured)
+    assert made.workload["history_mask_ratio"] == ratio
+    usual, _ = both(policy, Sampling(steps=1, guidance=3.0))
+    more = made.kv_bytes > usual.kv_bytes
+    assert more == ("drop_remasked" in repr(policy) and ratio < 0.7)
+
+
+@pytest.mark.parametrize("settings", [{"image": False}, {"positions": "absolute"}], ids=repr)
+def test_kv_is_predicted_to_the_byte_with_other_settings(settings):
+    made, measured = both(PackCache(n_sinks=1), Sampling(steps=1, guidance=1.0), **settings)
+    assert_same_kv(made, measured)
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance, prompts", [(3.0, 1), (1.0, 2)])
+@pytest.mark.parametrize(
+    "policy", [FullCache(), PackCache(), PackCache.paper_visible(), NoHistory()], ids=repr
+)
+def test_a_checkpoint_writes_what_was_planned(policy, guidance, prompts, tmp_path):
+    """The last latent frame's file, and its codes."""
+    config, sampling = sized(64, 64, 2, 2, 1), Sampling(steps=1, guidance=guidance)
+    pipeline = Pipeline(
+        name="tiny",
+        model=random_model(config, dtype="bfloat16"),
+        codec=FSQ(config.fsq_levels),  # type: ignore[arg-type]  # no frame becomes pixels here
+        tokenize=lambda prompt, header: [1] * 7,
+        size=(64, 32),
+        fps=4,
+        sampling=sampling,
+    )
+    run = pipeline.run(["a"] * prompts, frames=21, policy=policy, checkpoint=tmp_path / "made")
+    grown = [0]
+    for _ in run.results():
+        grown.append((tmp_path / "made" / "codes.bin").stat().st_size)
+    file = tmp_path / "made" / "kv" / "000005.bin"
+    written = (file.stat().st_size if file.exists() else 0) + grown[-1] - grown[-2]
+    made = plan(
+        config, size=(64, 32), frames=21, policy=policy, sampling=sampling, text_tokens=12,
+        image=False, prompts=prompts,
+    )  # fmt: skip
+    assert len(grown) == 7 and made.checkpoint_bytes == written
+    assert file.exists() != (policy == NoHistory())
+
+
+# --- where the walk may stop --------------------------------------------------------------------
 
 
 def workload(policy: Policy, **settings: object) -> Workload:
@@ -207,7 +281,7 @@ def workload(policy: Policy, **settings: object) -> Workload:
         **{
             "config": config,
             "layout": Vocab(config).layout(32, 64),
-            "sampling": Sampling(steps=2, guidance=3.0),
+            "sampling": SAMPLING,
             "dtype": torch.float32,
             "text_tokens": 12,
             "image": True,
@@ -226,7 +300,7 @@ def test_where_nothing_changes_any_more_the_walk_may_stop(policy, image, monkeyp
     short = shape.course(policy, 70)
     counter = iter(range(1 << 20))
     monkeypatch.setattr("packcache.lumos.course._state", lambda cache: next(counter))
-    whole = shape.course(policy, 70)
+    whole = shape.walk(policy, 70)
     assert short.held_before(70) == whole.held_before(70) and len(whole.held) == 70
     assert dataclasses.replace(short, held=()) == dataclasses.replace(whole, held=())
     bounded = shape.is_bounded(policy) and "window=None" not in repr(policy)
@@ -255,11 +329,31 @@ def test_a_plan_at_full_size_takes_two_seconds(policy):
     assert min(taken) < 2
 
 
+def test_where_nothing_is_said_the_settings_are_upstreams():
+    work, usual = plan(SIZES["toy"], size=(32, 32), frames=9).workload, Sampling()
+    assert (work["steps"], work["guidance"]) == (usual.steps, usual.guidance)
+    assert work["history_mask_ratio"] == usual.history_mask_ratio
+    stock = Stock(config=SIZES["toy"], layout=Vocab(SIZES["toy"]).layout(32, 32), latents=3)
+    assert work["text_tokens"] == stock.text_tokens == TEXT_TOKENS
+
+
+def test_a_plan_computes_with_no_keys():
+    """What does so on the device "meta" takes a second to import."""
+    code = """
+import sys
+from packcache.lumos.config import SIZES
+from packcache.lumos.plan import plan
+plan(SIZES["toy"], size=(32, 32), frames=81)
+sys.exit("sympy" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_a_frame_of_3b_is_as_large_as_the_reference_says():
     """methods 1.9: 112 KiB a token and branch, 0.872 GiB a latent frame of both."""
     made = plan(SIZES["3b"], size=FULL_SIZE, frames=25)
     assert made.frame_bytes == 4084 * 2 * 112 * 1024
-    half = plan(SIZES["3b"], size=FULL_SIZE, frames=25, guidance=1.0)
+    half = plan(SIZES["3b"], size=FULL_SIZE, frames=25, sampling=Sampling(guidance=1.0))
     assert half.frame_bytes * 2 == made.frame_bytes
 
 
@@ -371,7 +465,7 @@ def test_every_verdict_follows_from_its_numbers(monkeypatch):
     assert before[0] and not after[0] and after[4] and not before[4]
 
 
-# --- settings, sizes and words ------------------------------------------------------------------
+# --- settings and words -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -395,52 +489,6 @@ def test_wrong_use_is_told_in_one_line(settings, message):
     with pytest.raises(InvalidSetting) as told:
         plan(SIZES["toy"], **{"size": (64, 64), "frames": 5, **settings})
     assert str(told.value) == message
-
-
-@pytest.mark.parametrize(
-    "text, size",
-    [("16GiB", 16 * GIB), ("24 GB", 24 * 10**9), ("1.5MiB", 3 << 19), (" 512 KiB ", 512 << 10)],
-)
-def test_sizes_are_read(text, size):
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["16", "16gib", "-1GiB", "GiB", "4084tok", ""])
-def test_what_is_no_size_is_refused(text):
-    with pytest.raises(InvalidSetting) as told:
-        parse_bytes(text)
-    assert str(told.value) == (
-        f'memory is {text!r}, expected a number with a unit such as "16GiB" or "24GB"'
-    )
-
-
-def test_no_memory_at_all_is_refused():
-    with pytest.raises(InvalidSetting, match="memory is '0GiB', expected more than nothing"):
-        parse_bytes("0GiB")
-
-
-def test_the_memory_of_this_machine_is_found(tmp_path):
-    assert 1 << 20 < memory.found_memory() < 1 << 50
-    info = tmp_path / "meminfo"
-    info.write_text("MemTotal:       24000000 kB\nMemAvailable:   12345678 kB\n")
-    assert memory._available(info) == 12345678 * 1024
-    assert memory._available(tmp_path / "missing") > 1 << 20
-
-
-def test_memory_of_a_card_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InvalidSetting) as told:
-        memory.found_memory("cuda")
-    assert str(told.value) == (
-        "device is cuda, but torch sees no CUDA device here: expected one, or a size of memory "
-        'such as "16GiB"'
-    )
-
-
-def test_memory_of_a_card_is_what_is_free(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (3 * GIB, 16 * GIB))
-    assert memory.found_memory("cuda:0") == 3 * GIB
 
 
 def read(made: Plan, *, explain: bool = False) -> str:
@@ -472,3 +520,31 @@ def test_the_plan_is_plain_json():
     top = max(phase["bytes"] for phase in data["phases"])
     assert data["total_bytes"] == data["weights_bytes"] + top
     assert data["needed_bytes"] == data["total_bytes"] + data["allowance_bytes"]
+
+
+@pytest.mark.parametrize("image", [True, False])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        FullCache(),
+        PackCache(budget=None, window=None),
+        PackCache(budget=None, window=None, n_sinks=2),
+    ],
+    ids=repr,
+)
+def test_a_cache_without_bound_is_told_by_few_frames(policy, image):
+    """The same numbers as a walk through every frame."""
+    shape = Workload(
+        config=SIZES["toy"], layout=Vocab(SIZES["toy"]).layout(64, 64), sampling=Sampling(),
+        dtype=torch.float32, text_tokens=17, image=image, prompts=1, positions="rebase",
+        rebase="slide",
+    )  # fmt: skip
+    for latents in (1, 5, 6, 7, 23):
+        assert shape.course(policy, latents) == shape.walk(policy, latents)
+
+
+def test_a_plan_has_an_end():
+    with pytest.raises(InvalidSetting, match="frames is 1000001, expected at most 1000000"):
+        plan(SIZES["toy"], size=(64, 64), frames=10**6 + 1)
+    with pytest.raises(InvalidSetting, match="text_tokens is 65537, expected at most 65536"):
+        plan(SIZES["toy"], size=(64, 64), frames=5, text_tokens=65537)

@@ -311,6 +311,12 @@ def test_numbers_end_where_the_codes_begin(tmp_path):
     assert not tokenizer.reserved(999)
 
 
+def test_ids_behind_the_codes_are_text_again(tmp_path):
+    write_tokenizer(tmp_path, wrong=True)
+    tokenizer = load(tmp_path, token_ids=OWN, vocab_size=1300)
+    assert tokenizer.reserved(1199) and not tokenizer.reserved(1200)
+
+
 def test_the_numbers_of_lumos_end_at_the_mask(right):
     assert all(right.reserved(index) for index in range(8803, 9006))
     assert not right.reserved(9006) and not right.reserved(16384)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from packcache.errors import InvalidSetting
 from packcache.lumos.config import SIZES, LumosConfig, TokenIds
@@ -81,6 +85,22 @@ def test_numbers_end_where_the_next_special_token_begins(vocab, limit):
             InvalidSetting, match=f"fps is {value}, expected 0..{limit - 1}: no tok"
         ):
             vocab.number(value, "fps")
+
+
+NAMES = sorted(TokenIds().specials())
+
+
+@given(st.lists(st.integers(0, 29), min_size=len(NAMES), max_size=len(NAMES), unique=True))
+def test_no_number_is_said_by_an_id_that_means_something_else(named):
+    """Wherever the named ids lie, up to the codes at 30."""
+    ids = TokenIds(**dict(zip(NAMES, named, strict=True)), video_lo=30, video_hi=40)
+    vocab = Vocab(dataclasses.replace(SIZES["toy"], vocab_size=40, token_ids=ids))
+    said = [vocab.number(value, "fps") for value in range(len(ids.numbers))]
+    assert said == [*range(ids.size_zero, ids.size_zero + len(said))]
+    assert not set(said[1:]) & set(named) and said[-1] < 30
+    assert said[-1] + 1 in (*named, 30)  # none is left out
+    with pytest.raises(InvalidSetting, match=rf"expected 0\.\.{len(said) - 1}: no token says it"):
+        vocab.number(len(said), "fps")
 
 
 @pytest.mark.parametrize("size", [(0, 32), (32, 0), (33, 32), (32, 48), (-32, 32)])

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from packcache.errors import InputFileError, InvalidSetting, OutputError
-from packcache.lumos import weights
+from packcache.lumos import random_weights, weights
 from packcache.lumos.config import SIZES, UPSTREAM, LumosConfig, read_config
+from packcache.lumos.device import as_dtype
 from packcache.lumos.model import Lumos
+from packcache.lumos.random_weights import random_model, random_tensors, write_random
 from packcache.lumos.weights import (
     fingerprint,
+    hollow,
     load_model,
     parameter_count,
-    random_model,
-    random_tensors,
     save_model,
-    write_random,
 )
 from packcache.testing.oracle import whole_forward
 from tests.tools import ROOT
@@ -102,7 +102,7 @@ def test_a_model_comes_back_as_it_was(tmp_path, dtype, shard_bytes):
     assert again.state_dict().keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         other = again.state_dict()[name]
-        assert other.dtype == weights.as_dtype(dtype)
+        assert other.dtype == as_dtype(dtype)
         assert torch.equal(tensor, other), name
     assert fingerprint(again) == fingerprint(model)
     files = sorted(p.name for p in folder.iterdir())
@@ -371,7 +371,7 @@ def test_swapped_sizes_are_called_by_their_name(tmp_path, said, held):
 
 def write_hollow(file: Path, config: LumosConfig) -> None:
     """A checkpoint of full size whose data is one hole, which takes no room on the disk."""
-    shapes = {n: list(t.shape) for n, t in weights._skeleton(config).state_dict().items()}
+    shapes = {n: list(t.shape) for n, t in hollow(config).state_dict().items()}
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * torch.Size(shape).numel()
@@ -456,7 +456,7 @@ def test_random_weights_have_a_realistic_scale():
 
 def test_large_tensors_are_drawn_in_parts(monkeypatch):
     whole = dict(random_tensors(TOY, 2))
-    monkeypatch.setattr(weights, "_DRAWN", 1 << 12)
+    monkeypatch.setattr(random_weights, "_DRAWN", 1 << 12)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in random_tensors(TOY, 2))
 
 
@@ -480,13 +480,13 @@ def test_parameters_are_counted_exactly(config):
 @pytest.mark.parametrize("name, billions", [("1b", 1.504), ("3b", 3.615)])
 def test_parameters_of_the_inferred_sizes(name, billions):
     """lumos1-spec 1.4: 1.504 B and 3.615 B with untied embeddings."""
-    count = sum(tensor.numel() for tensor in weights._skeleton(SIZES[name]).parameters())
+    count = sum(tensor.numel() for tensor in hollow(SIZES[name]).parameters())
     assert parameter_count(SIZES[name]) == count
     assert count / 1e9 == pytest.approx(billions, abs=0.0005)
 
 
 def test_a_network_without_memory_has_real_buffers():
-    skeleton = weights._skeleton(TOY)
+    skeleton = hollow(TOY)
     assert skeleton.lm_head.weight.is_meta and skeleton.model.embed_tokens.weight.is_meta
     assert torch.equal(skeleton.inv_freq, Lumos(TOY).inv_freq)
 

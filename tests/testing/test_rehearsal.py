@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import (
 
 from packcache.lumos.config import SIZES
 from packcache.lumos.plan import plan
+from packcache.lumos.schedule import Sampling
 from packcache.policies import FullCache, PackCache
 from packcache.testing.live import LiveBytes
 from packcache.testing.rehearsal import Rehearsal, RehearsalDecoder, rehearse
@@ -79,17 +81,16 @@ def test_live_bytes_of_fake_tensors_count_by_device():
 # --- the loop -----------------------------------------------------------------------------------
 
 
-def check(rehearsal: Rehearsal, frames: int, **settings: object) -> None:
+def check(
+    rehearsal: Rehearsal, frames: int, *, dtype: torch.dtype = torch.bfloat16, **settings: object
+) -> None:
     """It never waited, and took what the plan said."""
-    made = plan(frames=frames, size=SIZE, **settings)
+    made = plan(frames=frames, size=SIZE, dtype=dtype, **settings)
     assert rehearsal.frames == made.workload["latent_frames"]
     assert rehearsal.syncs_in_steps == 0 and rehearsal.ops_in_steps > 100
     assert rehearsal.devices == {"cuda"}
-    assert rehearsal.dtypes == {
-        "K/V": "torch.bfloat16",
-        "hidden": "torch.bfloat16",
-        "logits": "torch.float32",
-    }
+    stored = str(dtype)
+    assert rehearsal.dtypes == {"K/V": stored, "hidden": stored, "logits": "torch.float32"}
     assert rehearsal.weights_bytes == made.weights_bytes
     assert rehearsal.kv_bytes[-1] == made.kv_bytes
     assert rehearsal.capacity_bytes[-1] == made.capacity_bytes
@@ -99,25 +100,49 @@ def check(rehearsal: Rehearsal, frames: int, **settings: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "size, frames, policy, image",
-    [("3b", 24, PackCache(), True), ("1b", 9, FullCache(), False)],
-    ids=["3b packed", "1b full"],
+    "size, frames, policy, image, dtype",
+    [
+        ("3b", 24, PackCache(), True, torch.bfloat16),
+        ("1b", 9, FullCache(), False, torch.bfloat16),
+        ("3b", 9, PackCache(), True, torch.float32),
+    ],
+    ids=["3b packed", "1b full", "3b float32"],
 )
-def test_the_loop_never_waits_and_takes_what_was_planned(size, frames, policy, image):
+def test_the_loop_never_waits_and_takes_what_was_planned(size, frames, policy, image, dtype):
     config = dataclasses.replace(SIZES[size], num_hidden_layers=2)
-    settings = {"config": config, "policy": policy, "steps": 2, "image": image}
+    settings = {
+        "config": config,
+        "policy": policy,
+        "sampling": Sampling(steps=2),
+        "image": image,
+        "dtype": dtype,
+    }
     check(rehearse(frames=frames, size=SIZE, **settings), frames, **settings)
 
 
+def test_where_attention_takes_most_in_float32():
+    """The kernel's results do not lie as the queries do: a copy that fits into the plan."""
+    config = dataclasses.replace(THIN, num_hidden_layers=1, intermediate_size=64)
+    settings = {
+        "config": config,
+        "policy": PackCache(),
+        "sampling": Sampling(steps=1),
+        "dtype": torch.float32,
+    }
+    made = plan(frames=5, size=SIZE, **settings)
+    assert made.peak.moment.name == "step, output projection"
+    check(rehearse(frames=5, size=SIZE, **settings), 5, **settings)
+
+
 def test_all_layers_of_3b_for_two_frames():
-    settings = {"config": SIZES["3b"], "policy": PackCache(), "steps": 1}
+    settings = {"config": SIZES["3b"], "policy": PackCache(), "sampling": Sampling(steps=1)}
     check(rehearse(frames=5, size=SIZE, **settings), 5, **settings)
 
 
 @pytest.mark.nightly
 def test_the_whole_loop_at_full_size():
     """48 frames, 50 steps: eleven minutes of one core."""
-    settings = {"config": SIZES["3b"], "policy": PackCache(), "steps": 50}
+    settings = {"config": SIZES["3b"], "policy": PackCache(), "sampling": Sampling(steps=50)}
     check(rehearse(frames=48, size=SIZE, **settings), 48, **settings)
 
 
@@ -161,14 +186,17 @@ class Hoards(RehearsalDecoder):
         return self.hoard[-1]
 
 
-def mutant(decoder: type[RehearsalDecoder]) -> Rehearsal:
+def mutant(
+    decoder: type[RehearsalDecoder] = RehearsalDecoder, dtype: torch.dtype = torch.bfloat16
+) -> Rehearsal:
     return rehearse(
         dataclasses.replace(THIN, num_hidden_layers=1),
         size=SIZE,
         frames=5,
-        steps=2,
+        sampling=Sampling(steps=2),
         policy=PackCache(),
         decoder=decoder,
+        dtype=dtype,
     )
 
 
@@ -185,7 +213,20 @@ def test_a_loop_that_visits_the_host_is_counted(decoder):
 
 def test_a_loop_that_takes_more_than_planned_is_seen():
     config = dataclasses.replace(THIN, num_hidden_layers=1)
-    settings = {"config": config, "policy": PackCache(), "steps": 2}
-    check(mutant(RehearsalDecoder), 5, **settings)
+    settings = {"config": config, "policy": PackCache(), "sampling": Sampling(steps=2)}
+    check(mutant(), 5, **settings)
     with pytest.raises(AssertionError):
         check(mutant(Hoards), 5, **settings)
+
+
+def test_a_loop_that_relies_on_where_flash_attention_writes_is_caught(monkeypatch):
+    def grouped(q: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
+        if causal:
+            return torch.empty_like(q)
+        stacked = q.reshape(1, len(keys), -1, q.shape[-1])
+        return F.scaled_dot_product_attention(stacked, keys[None], values[None]).view(q.shape)
+
+    monkeypatch.setattr("packcache.lumos.decode.grouped_attention", grouped)
+    mutant()
+    with pytest.raises(ValueError, match="Cannot view a tensor"):
+        mutant(dtype=torch.float32)

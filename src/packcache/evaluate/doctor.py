@@ -152,6 +152,8 @@ def examine(
     Raises:
         InvalidSetting: the clip, the prompt or `latents` cannot be used.
     """
+    if seed < 0:
+        raise InvalidSetting(f"seed is {seed}, expected at least 0")
     shown, prompt, notes = _material(pipeline, clip, prompt, latents)
     tokenizer = _check_tokenizer(pipeline)
     codec, codes = _check_codec(pipeline, shown)
@@ -332,11 +334,9 @@ def _codes(codes: Tensor, config: LumosConfig) -> Iterator[Check]:
 
 def _chunks(pipeline: Pipeline, codes: Tensor) -> Check:
     """Decoding in pieces of half the clip, so that a short one has seams too."""
-    codec = pipeline.codec
-    weights = codec.parameters() if isinstance(codec, nn.Module) else iter(())
-    device = next(weights, codes).device
     with torch.inference_mode():
-        found = chunk_differences(codec, codes[None].to(device), chunk=len(codes) // 2)
+        where = codes[None].to(pipeline.codec_device)
+        found = chunk_differences(pipeline.codec, where, chunk=len(codes) // 2)
     return Check(
         name="decoding in pieces, off by at most",
         found=", ".join(f"{levels:.3g}" for levels in found.values()) + " of 255",

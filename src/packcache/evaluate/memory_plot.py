@@ -11,7 +11,7 @@ from typing import Any
 
 from packcache.errors import InvalidSetting
 from packcache.evaluate.memory import METRICS, SCHEMA, SHARES
-from packcache.video import check_folder, replacing
+from packcache.files import check_folder, replacing
 
 __all__ = ["plot"]
 

@@ -124,7 +124,6 @@ def compare(
         "given_frames": int(image is not None) if video is None else len(video),
         "tokens_per_frame": decoder.layout.tokens,
         "interleaved": True,
-        **{k: v for k, v in settings.items() if k in ("positions", "rebase")},
     }
     return Comparison(
         entries=entries,

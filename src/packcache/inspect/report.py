@@ -14,9 +14,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from packcache.files import replacing, write_text
 from packcache.inspect.compare import Comparison, Entry
 from packcache.inspect.picture import colour_of, film_strip, readable_bytes, side_by_side
-from packcache.video import replacing, write_text, write_video
+from packcache.video import write_video
 
 __all__ = ["About", "headline", "render", "save"]
 

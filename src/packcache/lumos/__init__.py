@@ -1,6 +1,6 @@
 """The Lumos-1 engine, from files to clips.
 
-files in     load: config, weights, text, hub, cosmos
+files in     config, weights, text, hub, cosmos (all called by packcache.models)
 the network  model, vocab, schedule, decode
 clips out    pipeline, clip, codec, image
 kept safe    journal: saved (one frame's bytes), sealed (files that are whole or not there)

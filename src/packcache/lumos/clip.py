@@ -14,6 +14,7 @@ from packcache.environment import environment
 from packcache.lumos.decode import FrameResult
 from packcache.lumos.schedule import Sampling
 from packcache.policies import Policy
+from packcache.positions import PositionMode, RebaseRule
 from packcache.video import Frames
 
 __all__ = ["Clip", "Stats"]
@@ -69,6 +70,8 @@ class Clip:
     prompt: str
     policy: Policy
     sampling: Sampling
+    positions: PositionMode
+    rebase: RebaseRule
     seed: int
     fps: int
     frames: Frames
@@ -85,11 +88,14 @@ class Clip:
             "prompt": self.prompt,
             "frames": count,
             "latent_frames": len(self.codes),
+            "given_latent_frames": self.stats.given_latents,
             "width": width,
             "height": height,
             "fps": self.fps,
             "seed": self.seed,
             "sampling": asdict(self.sampling),
+            "positions": self.positions,
+            "rebase": self.rebase,
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -79,10 +79,28 @@ class TokenIds:
                 value,
                 f"an id outside the video codes {low}..{high - 1}",
             )
+        _require(
+            len(self.numbers) > 0,
+            "token_ids.size_zero",
+            self.size_zero,
+            "an id below another one: numbers run from it to the next id that has a name",
+        )
+
+    @property
+    def video(self) -> range:
+        """The ids of the video codes."""
+        return range(self.video_lo, self.video_hi)
 
     @property
     def num_codes(self) -> int:
-        return self.video_hi - self.video_lo
+        return len(self.video)
+
+    @property
+    def numbers(self) -> range:
+        """The ids of 0, 1, 2, ...: from `size_zero` to the next id that has a name."""
+        zero = self.size_zero
+        named = (*self.specials().values(), self.video_lo)
+        return range(zero, min((i for i in named if i > zero), default=zero))
 
     def specials(self) -> dict[str, int]:
         """Every id but the range of the video codes."""
@@ -192,7 +210,7 @@ class LumosConfig:
         only the names given. Raises InvalidSetting for whatever is missing, contradictory or not
         supported.
         """
-        ours = _values(_known(overrides))
+        ours = _values(check_overrides(overrides))
         values = _values(data)
         missing = [name for name in _MEANING if name not in data]
         if missing:
@@ -223,7 +241,7 @@ def read_config(folder: str | Path, **overrides: Any) -> LumosConfig:
     for an override that is wrong or spoils a good file.
     """
     path = Path(folder) / "config.json"
-    _values(_known(overrides))  # wrong overrides are wrong whatever the file says
+    _values(check_overrides(overrides))  # wrong overrides are wrong whatever the file says
     data = read_json(path)
     try:
         return _with_its_codec(LumosConfig.from_dict(data, **overrides))
@@ -271,7 +289,7 @@ def _stands_alone(data: Mapping[str, Any]) -> bool:
     return True
 
 
-def _known(overrides: dict[str, Any]) -> dict[str, Any]:
+def check_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
     """The overrides, if all names are ours."""
     asked = overrides.get("token_ids", {})
     ids = asdict(asked) if isinstance(asked, TokenIds) else asked

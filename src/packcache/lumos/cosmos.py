@@ -17,14 +17,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from packcache.errors import GenerationError, InputFileError, InvalidSetting
+from packcache.errors import GenerationError, InputFileError, InvalidSetting, is_out_of_memory
 from packcache.lumos.codec import check_overlap
 from packcache.lumos.config import LumosConfig
 
 __all__ = ["CosmosCodec", "load_cosmos"]
-
-#: What PyTorch says, on a GPU and on a CPU, when there is no more memory.
-_NO_MEMORY = ("out of memory", "can't allocate memory")
 
 
 class CosmosCodec:
@@ -123,7 +120,7 @@ class CosmosCodec:
         except (RuntimeError, torch.jit.Error) as error:
             reason = _reason(error)
             did = f"{self.paths[part]} failed on {_describe(given)} ({reason})"
-            if any(words in reason for words in _NO_MEMORY):
+            if is_out_of_memory(reason):
                 raise GenerationError(
                     f"{did}: give it fewer or smaller frames at a time, or free memory"
                 ) from error

@@ -50,8 +50,7 @@ def frame_operations(
     for count in [] if given else cosine_counts(layout.content, sampling.steps)[:-1]:
         rows += max(1, count)
     head = 2 * rows * config.hidden_size * config.token_ids.num_codes
-    branches = 1 if sampling.guidance == 1 else 2
-    return branches * (forwards * (linear + attention) + head)
+    return sampling.branches * (forwards * (linear + attention) + head)
 
 
 def stock_frame_operations(

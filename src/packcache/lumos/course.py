@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from packcache import positions as rotary
 from packcache.cache import FrameCache, TrainedRangeWarning
@@ -34,10 +33,13 @@ from packcache.lumos.schedule import Sampling, history_mask
 from packcache.lumos.vocab import HEADER
 from packcache.lumos.weights import parameter_count
 from packcache.policies import Policy
-from packcache.positions import AnchorKeys, PositionMode, RebaseRule, Rotation
+from packcache.positions import PositionMode, RebaseRule, Rotation
 from packcache.timeline import FrameLayout, Role, Span
 
-__all__ = ["Course", "Workload"]
+__all__ = ["TEXT_TOKENS", "Course", "Workload"]
+
+#: Tokens of a prompt, header included, where nobody says how long it is: a long paragraph.
+TEXT_TOKENS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,18 @@ class Course:
     newest: int
     old_slots: int
 
+    def extended(self, before: Course, more: int) -> Course:
+        """This course after `more` latent frames, each as the last one; `before` is without it."""
+        step = self.held[-1] - before.held[-1]
+        coming = range(self.held[-1] + step, self.held[-1] + step * more + 1, step)
+        return replace(
+            self,
+            kv_bytes=self.kv_bytes + more * (self.kv_bytes - before.kv_bytes),
+            metadata_bytes=self.metadata_bytes
+            + more * (self.metadata_bytes - before.metadata_bytes),
+            held=(*self.held, *coming),
+        )
+
     def held_before(self, latents: int) -> list[int]:
         """Tokens held before each of that many latent frames."""
         return [self.held[min(frame, len(self.held) - 1)] for frame in range(latents)]
@@ -80,10 +94,6 @@ class Workload:
     rebase: RebaseRule
 
     @property
-    def branches(self) -> int:
-        return 1 if self.sampling.guidance == 1 else 2
-
-    @property
     def weights_bytes(self) -> int:
         return parameter_count(self.config) * self.dtype.itemsize
 
@@ -94,8 +104,8 @@ class Workload:
 
     @property
     def frame_bytes(self) -> int:
-        per_token = 2 * self.config.num_hidden_layers * self.layer_slot_bytes * self.branches
-        return self.layout.tokens * per_token * self.prompts
+        layers, rows = self.config.num_hidden_layers, self.prompts * self.sampling.branches
+        return 2 * layers * self.layer_slot_bytes * self.layout.tokens * rows
 
     def cache(self, policy: Policy, latents: int) -> FrameCache:
         """The cache that `Decoder` would make, without memory."""
@@ -103,13 +113,13 @@ class Workload:
         frequencies = rotary.inverse_frequencies(config.head_dim, config.rope_theta)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainedRangeWarning)  # the run itself will warn
-            cache = FrameCache(
+            return FrameCache(
                 policy,
                 layers=config.num_hidden_layers,
                 kv_heads=config.num_key_value_heads,
                 head_dim=config.head_dim,
                 layout=self.layout,
-                text=(self.text_tokens, HEADER)[: self.branches],
+                text=(self.text_tokens, HEADER)[: self.sampling.branches],
                 visible_tokens=int(self.visible().sum()),
                 rotation=Rotation.mm_rope(frequencies, config.compression[0]),
                 positions=self.positions,
@@ -119,9 +129,6 @@ class Workload:
                 dtype=self.dtype,
                 device="meta",
             )
-        # turning keys on "meta" would import sympy, 1 s and 70 MB, for numbers nobody reads
-        cache._anchors = [_AnchorSizes(anchors.rotation) for anchors in cache._anchors]
-        return cache
 
     def visible(self) -> NDArray[np.bool_]:
         """Which tokens of a committed frame are not re-masked, as `Decoder` has them."""
@@ -132,7 +139,15 @@ class Workload:
         visible[self.layout.header + history] = False
         return visible
 
-    def course(self, policy: Policy, latents: int, *, most: int | None = None) -> Course:
+    def course(self, policy: Policy, latents: int) -> Course:
+        """The whole clip. Without a bound every frame adds the same, so a few tell the rest."""
+        few = 4 + policy.num_sinks
+        if latents <= few or self.is_bounded(policy):
+            return self.walk(policy, latents)
+        before, now = (self.walk(policy, latents, most=count) for count in (few - 1, few))
+        return now.extended(before, latents - few)
+
+    def walk(self, policy: Policy, latents: int, *, most: int | None = None) -> Course:
         """Drive the cache through a clip, until it ends, nothing changes, or `most` frames."""
         cache = self.cache(policy, latents)
         self._commit(cache, Span.text(self.text_tokens))
@@ -183,7 +198,7 @@ class Workload:
 
     def phases(self, course: Course, latents: int) -> tuple[Phase, ...]:
         """Each phase of a run of several prompts, at its largest moment."""
-        rows = self.prompts * self.branches * self.layout.tokens
+        rows = self.prompts * self.sampling.branches * self.layout.tokens
         state = state_terms(
             self.config, self.layout, self.sampling, self.dtype, prompts=self.prompts
         )
@@ -219,7 +234,7 @@ class Workload:
 
     def needed(self, policy: Policy, latents: int) -> int:
         """Bytes that should be free; a known clip reserves at once, so few frames tell them."""
-        course = self.course(policy, latents, most=2 + self.image + policy.num_sinks)
+        course = self.walk(policy, latents, most=2 + self.image + policy.num_sinks)
         peak = max(phase.bytes for phase in self.phases(course, latents))
         return self.weights_bytes + peak + ALLOWANCE
 
@@ -229,19 +244,6 @@ class Workload:
         token_bytes = self.frame_bytes // self.prompts // self.layout.tokens
         budget = policy.budget_for(self.layout.tokens, visible, token_bytes)
         return policy.max_history(self.layout.tokens, budget) is not None
-
-
-class _AnchorSizes(AnchorKeys):
-    """The pristine copies of anchors as shapes: as large as real ones, never turned."""
-
-    def remember(self, keys: list[Tensor]) -> None:
-        heads, count, _ = keys[0].shape
-        if not self._layers or count > self._layers[0].shape[1]:
-            channels = 2 * len(self.rotation.pairs)
-            self._layers = [k.new_empty(heads, count, channels) for k in keys]
-
-    def advance(self, keys: list[Tensor], frames: int) -> None:
-        """Nothing changes its size."""
 
 
 def _state(cache: FrameCache) -> list[tuple[Role, int, int]]:

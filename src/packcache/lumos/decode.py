@@ -10,6 +10,7 @@ forward are branches: prompt 0 conditional, prompt 0 unconditional, prompt 1 con
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from packcache.cache import FrameCache
-from packcache.errors import GenerationError, InputError, InvalidSetting
+from packcache.errors import GenerationError, InputError, InvalidSetting, is_out_of_memory
 from packcache.lumos import schedule
 from packcache.lumos.model import Attend, Lumos
 from packcache.lumos.schedule import Draws, Sampling
@@ -105,7 +106,7 @@ def grouped_attention(q: Tensor, keys: Tensor, values: Tensor, *, causal: bool =
         return F.scaled_dot_product_attention(q[None], keys[None], values[None], is_causal=True)[0]
     stacked = q.reshape(1, kv_heads, -1, q.shape[-1])
     out = F.scaled_dot_product_attention(stacked, keys[None], values[None])
-    return out.view(q.shape)
+    return out.reshape(q.shape)  # some kernels give the groups in another memory layout
 
 
 class Decoder:
@@ -139,7 +140,7 @@ class Decoder:
         self.model, self.prefixes, self.layout, self.sampling = model, prefixes, layout, sampling
         self.draws, self.on_step, self.all_rows = draws, on_step, all_rows
         self.vocab = Vocab(model.config)
-        self.branches = 1 if sampling.guidance == 1 else 2
+        self.branches = sampling.branches
         self.history = schedule.history_mask(
             layout.rows, layout.row_length, sampling.history_mask_ratio
         )
@@ -202,15 +203,16 @@ class Decoder:
     @torch.inference_mode()
     def prefill(self) -> None:
         """Commit the text prefix of every branch; the only causal attention there is."""
-        start = time.perf_counter()
-        for cache, prefix in zip(self.caches, self.prefixes, strict=True):
-            cache.open(Span.text(len(prefix.ids)))
-            for branch in range(self.branches):
-                ids = torch.tensor([prefix.branch(branch)], device=self.device)
-                rotary = self.model.rotary(text_positions(0, ids.shape[1]))
-                self.model(ids, rotary, causal_attention(cache, branch))
-            cache.commit()
-        self.prefill_s = time.perf_counter() - start
+        start = self._now()
+        with self._memory("the prompt"):
+            for cache, prefix in zip(self.caches, self.prefixes, strict=True):
+                cache.open(Span.text(len(prefix.ids)))
+                for branch in range(self.branches):
+                    ids = torch.tensor([prefix.branch(branch)], device=self.device)
+                    rotary = self.model.rotary(text_positions(0, ids.shape[1]))
+                    self.model(ids, rotary, causal_attention(cache, branch))
+                cache.commit()
+        self.prefill_s = self._now() - start
 
     @torch.inference_mode()
     def give(self, codes: Tensor, *, as_generated: bool = False) -> FrameResult:
@@ -218,16 +220,17 @@ class Decoder:
 
         With `as_generated` it is committed as if it had just been decided: history, re-masked.
         """
-        start = time.perf_counter()
+        start = self._now()
         self._check_given(codes)
         ids = torch.stack([self.vocab.frame(self.layout, c) for c in codes])
-        if as_generated:
-            self._open(Role.HISTORY)
-            self._commit_generated(ids, self._rotary())
-        else:
-            self._open(Role.IMAGE if self.frame == 0 else Role.HISTORY)
-            self._forward(ids.to(self.device), self._rotary())
-            self._commit(ids, visible=None)
+        with self._memory(f"latent frame {self.frame}"):
+            if as_generated:
+                self._open(Role.HISTORY)
+                self._commit_generated(ids, self._rotary())
+            else:
+                self._open(Role.IMAGE if self.frame == 0 else Role.HISTORY)
+                self._forward(ids.to(self.device), self._rotary())
+                self._commit(ids, visible=None)
         return self._result(ids, start, given=True)
 
     @torch.inference_mode()
@@ -250,12 +253,13 @@ class Decoder:
     @torch.inference_mode()
     def generate(self) -> FrameResult:
         """Decide the next latent frame step by step, then commit it re-masked."""
-        start = time.perf_counter()
-        self._open(Role.HISTORY)
-        rotary = self._rotary()
-        ids = self._blank()
-        finished = self._read_back(ids, self._denoise(ids, rotary))
-        self._commit_generated(finished, rotary)
+        start = self._now()
+        with self._memory(f"latent frame {self.frame}"):
+            self._open(Role.HISTORY)
+            rotary = self._rotary()
+            ids = self._blank()
+            finished = self._read_back(ids, self._denoise(ids, rotary))
+            self._commit_generated(finished, rotary)
         self.generated += 1
         return self._result(finished, start, given=False)
 
@@ -274,6 +278,25 @@ class Decoder:
             )
 
     # --- one frame --------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        """Seconds, when all that was asked of the device is done."""
+        if self.device.type == "cuda" and torch.cuda.is_available():
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextlib.contextmanager
+    def _memory(self, what: str) -> Iterator[None]:
+        """One clear line instead of a traceback when memory runs out."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(str(error)):
+                raise
+            raise GenerationError(
+                f"out of memory in {what}: see packcache plan; choose a bounded policy, a smaller "
+                "size or fewer prompts; a checkpoint keeps what is finished"
+            ) from error
 
     def _open(self, role: Role) -> None:
         for cache in self.caches:
@@ -443,7 +466,7 @@ class Decoder:
             ids=ids,
             codes=self.vocab.codes(self.layout, ids),
             given=given,
-            seconds=time.perf_counter() - start,
+            seconds=self._now() - start,
             kept=first.timeline.counts(),
             kv_bytes=sum(cache.kv_bytes for cache in self.caches),
             capacity_bytes=sum(cache.capacity_bytes for cache in self.caches),

@@ -17,6 +17,9 @@ Size = tuple[int, int]
 #: Widest and tallest a crop may be.
 _MAX_ASPECT = 4.0
 
+#: Beyond any clip; the walk along all sizes takes longer the larger they are.
+_MOST = 4096
+
 #: The shape of a clip that no picture decides: 7:4, as upstream's evaluation has it.
 _USUAL = (7, 4)
 
@@ -57,15 +60,15 @@ def pick_size(
     A single number asks for about that many pixels squared, in the picture's shape (528 makes
     672x384 of a 7:4 picture); `target` is such a number for when nothing is asked.
     """
-    if isinstance(asked, tuple):
-        return asked
-    target = asked or (target if picture else None)
-    if target is None:
-        return default
-    sizes = crop_sizes(target)
-    if not sizes:
-        raise InvalidSetting(f"size is {target}, expected at least {GRID_UNIT}, or WIDTHxHEIGHT")
-    return choose_crop(picture or _USUAL, sizes)
+    if isinstance(asked, (tuple, list)) and len(asked) == 2:
+        return asked[0], asked[1]
+    if asked is not None and not (isinstance(asked, int) and GRID_UNIT <= asked <= _MOST):
+        raise InvalidSetting(
+            f"size is {asked!r}, expected {GRID_UNIT} to {_MOST}, or (width, height)"
+        )
+    if asked is None:
+        asked = target if picture else None
+    return default if asked is None else choose_crop(picture or _USUAL, crop_sizes(asked))
 
 
 def crop_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:

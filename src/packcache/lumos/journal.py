@@ -1,6 +1,6 @@
 """The checkpoint of a clip: its state is durable after every latent frame, and a run can go on.
 
-    lock                      held by the process that writes
+    lock                      held by the process that reads or writes
     manifest.a.json, .b.json  the states after the last two latent frames, by turns
     codes.bin                 int32 `[frames, B, rows, cols]`, appended
     results.jsonl             what each latent frame cost, appended
@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -31,15 +31,18 @@ from torch import Tensor
 import packcache
 from packcache.cache import FrameCache
 from packcache.errors import InputError, InputFileError, OutputError
+from packcache.files import PARTIAL, check_folder, lock
 from packcache.lumos import saved, sealed
 from packcache.lumos.decode import Decoder, FrameResult
 from packcache.lumos.saved import Share
 from packcache.lumos.sealed import Damage, Seal
 from packcache.lumos.weights import fingerprint
 from packcache.timeline import FrameLayout, Span, Timeline
-from packcache.video import check_folder
 
-__all__ = ["Journal", "frame_bytes", "identity"]
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+__all__ = ["Journal", "frame_bytes", "has_state", "identity", "remove"]
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,9 @@ SLOTS = ("manifest.a.json", "manifest.b.json")
 
 CODES, RESULTS, KV, LOCK = "codes.bin", "results.jsonl", "kv", "lock"
 
-_OURS = {*SLOTS, *(slot + sealed.PARTIAL for slot in SLOTS), CODES, RESULTS, KV, LOCK}
+#: What lies in a folder of ours; files of it may also be there under their temporary names.
+_FILES = (*SLOTS, CODES, RESULTS)
+_OURS = {*_FILES, *(name + PARTIAL for name in _FILES), KV, LOCK}
 
 _CODE = np.dtype(np.int32)
 
@@ -71,7 +76,7 @@ class _Held(TypedDict):
     tokens: dict[str, str]
     counters: dict[str, int]
     delta: int
-    slots: list[int]
+    capacities: list[int]
 
 
 class _State(TypedDict):
@@ -97,7 +102,8 @@ def identity(
 ) -> dict[str, Any]:
     """What must be the same for a clip to go on, by name, in plain values.
 
-    `header` is what is stated about the clip. How long it will be is no part of it.
+    `header` is what is stated about the clip. How long it will be is no part of it, unless its
+    seconds are stated: those of a clip that states its own follow its frames.
     """
     cache, sampling = decoder.caches[0], asdict(decoder.sampling)
     known = {
@@ -138,6 +144,9 @@ class Journal:
         decoder: not used yet; with `resume` it is brought to where the checkpoint stands.
         identity: of this run; a checkpoint of another is refused.
 
+    The folder is locked while it is looked at here, and from the first frame that `record` asks for
+    to its end; between the two nobody else may have written to it.
+
     Raises OutputError for a folder that is taken, locked by another process or cannot be written;
     InputFileError for one without a checkpoint or with a damaged one; InputError for another run's.
     """
@@ -155,12 +164,11 @@ class Journal:
             _check_resumable(self.folder)
         else:
             _prepare(self.folder)
-        self._lock = sealed.lock(self.folder / LOCK)
+        self._lock = _lock(self.folder)
         try:
             self._state = self._take_up() if resume else self._create()
-        except BaseException:
+        finally:
             self.close()
-            raise
 
     @property
     def frame(self) -> int:
@@ -168,11 +176,26 @@ class Journal:
         return self._state["frame"]
 
     def close(self) -> None:
-        """Let others write to the folder."""
+        """Let others write to the folder; should they, `record` will refuse to go on."""
+        self._left = _stamps(self.folder)
         self._lock.release()
 
+    def _reopen(self) -> None:
+        self._lock = _lock(self.folder)
+        if _stamps(self.folder) != self._left:
+            self._lock.release()
+            raise OutputError(
+                f"checkpoint {self.folder} was changed by another run after this one had looked at "
+                "it: resume once more"
+            )
+
     def record(self, coming: Iterator[FrameResult]) -> Iterator[FrameResult]:
-        """The frames stored, then those that come, each of them durable before it is handed on."""
+        """The frames stored, then those that come, each of them durable before it is handed on.
+
+        Raises OutputError for a folder in use or changed meanwhile, InputFileError for a stored
+        frame that cannot be read any more.
+        """
+        self._reopen()
         try:
             yield from self._stored()
             for result in coming:
@@ -205,7 +228,7 @@ class Journal:
 
     def _create(self) -> _State:
         """The state before the first frame."""
-        if any((self.folder / slot).exists() for slot in SLOTS):
+        if has_state(self.folder):
             raise OutputError(
                 f"{self.folder} holds a checkpoint already: add --resume to go on with it, or "
                 "choose another folder"
@@ -265,15 +288,9 @@ class Journal:
     def _take_up(self) -> _State:
         """Bring the decoder to the newest state that is whole."""
         state = self._newest()
-        try:
-            with torch.inference_mode():
-                for prompt, cache in enumerate(self.decoder.caches):
-                    self._restore(cache, prompt, state)
-        except OSError as error:
-            raise InputFileError(
-                f"checkpoint {self.folder} cannot be read ({error.strerror or error}): try again, "
-                "or start in another folder"
-            ) from error
+        with _reading(self.folder), torch.inference_mode():
+            for prompt, cache in enumerate(self.decoder.caches):
+                self._restore(cache, prompt, state)
         self.decoder.resume(
             frame=state["frame"], generated=state["generated"], prefill_s=state["prefill_s"]
         )
@@ -282,7 +299,7 @@ class Journal:
     def _newest(self) -> _State:
         """The newest state without damage; warns of any."""
         found, damage = self._manifests()
-        for state in sorted(found, key=lambda state: state["frame"], reverse=True):
+        for state in sorted(found, key=lambda state: state.get("frame", 0), reverse=True):
             self._check_identity(state["identity"])
             try:
                 self._check_files(state)
@@ -318,9 +335,15 @@ class Journal:
         other = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         if other:
             told = "; ".join(f"{n} is {there.get(n)!r} there, {here.get(n)!r} here" for n in other)
+            way_out = "use its settings, or another folder"
+            if "seconds" in other and "seconds" in there:  # they may just follow the frames
+                stated = there["seconds"]
+                way_out = (
+                    f"state --seconds {stated} (seconds={stated}) to make it longer, {way_out}"
+                )
             raise InputError(
                 f"checkpoint {self.folder} is of another run, {_digest(there)}, not "
-                f"{_digest(here)}: {told}; use its settings, or another folder"
+                f"{_digest(here)}: {told}; {way_out}"
             )
 
     def _check_files(self, state: _State) -> None:
@@ -342,7 +365,7 @@ class Journal:
             Timeline(entries, **held["counters"]),
             itertools.chain.from_iterable(tensors),
             delta=held["delta"],
-            slots=held["slots"],
+            capacities=held["capacities"],
         )
 
     def _stored(self) -> Iterator[FrameResult]:
@@ -353,7 +376,11 @@ class Journal:
         layout = decoder.layout
         shape = (len(decoder.caches), layout.rows, layout.cols)
         size = int(np.prod(shape)) * _CODE.itemsize
-        with (self.folder / CODES).open("rb") as told, (self.folder / RESULTS).open("rb") as lines:
+        with (
+            _reading(self.folder),
+            (self.folder / CODES).open("rb") as told,
+            (self.folder / RESULTS).open("rb") as lines,
+        ):
             for _ in range(count):
                 array = np.frombuffer(told.read(size), _CODE).astype(np.int64)
                 codes = torch.from_numpy(array).reshape(shape)
@@ -380,12 +407,87 @@ def _prepare(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
 
 
+def has_state(folder: str | Path) -> bool:
+    """Is there a checkpoint to resume? One killed before its first manifest may be begun again."""
+    return any((Path(folder) / slot).exists() for slot in SLOTS)
+
+
+def remove(folder: str | Path) -> None:
+    """Delete a checkpoint, and its folder if nothing else lies in it; never a file of others.
+
+    One that a process uses stays. What cannot be deleted stays with a warning: no clip needs it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    try:
+        held = lock(folder / LOCK)
+        if held is None:
+            return
+        try:
+            _unlink_states(folder)
+        finally:
+            held.release()
+        (folder / LOCK).unlink(missing_ok=True)
+        _remove_if_empty(folder)
+    except (OSError, OutputError) as error:
+        why = getattr(error, "strerror", None) or error
+        log.warning("checkpoint %s cannot be removed (%s): delete it yourself", folder, why)
+
+
+def _unlink_states(folder: Path) -> None:
+    """All of a checkpoint but its lock."""
+    kv = folder / KV
+    ours = [folder / name for name in _OURS - {KV, LOCK}]
+    for file in (*ours, *kv.glob("*.bin"), *kv.glob("*.bin" + PARTIAL)):
+        file.unlink(missing_ok=True)
+    if kv.is_dir():
+        _remove_if_empty(kv)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _lock(folder: Path) -> FileLock:
+    """Hold the folder, which nobody else may read or write meanwhile."""
+    held = lock(folder / LOCK)
+    if held is None:
+        raise OutputError(
+            f"{folder} is in use by another process: wait for it, or choose another folder"
+        )
+    return held
+
+
+def _stamps(folder: Path) -> list[int | None]:
+    """What changes with the state in a folder; None for a manifest that cannot be read."""
+    stamps: list[int | None] = []
+    for slot in SLOTS:
+        try:
+            stamps.append(zlib.crc32((folder / slot).read_bytes()))
+        except OSError:
+            stamps.append(None)
+    return stamps
+
+
 def _check_resumable(folder: Path) -> None:
-    if not any((folder / slot).exists() for slot in SLOTS):
+    if not has_state(folder):
         there = "holds no checkpoint" if folder.is_dir() else "is no folder"
         raise InputFileError(
             f"{folder} {there}, expected one to resume: check the name, or start without --resume"
         )
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputFileError(
+            f"checkpoint {folder} cannot be read ({error.strerror or error}): try again, or start "
+            "in another folder"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -399,14 +501,18 @@ def _writing(folder: Path, way_out: str) -> Iterator[None]:
 def _read_manifest(path: Path) -> _State:
     try:
         told = json.loads(path.read_bytes())
-        whole = zlib.crc32(_canonical(told["state"])) == told["crc32"]
+        state: _State = told["state"]
+        whole = zlib.crc32(_canonical(state)) == told["crc32"]
+        ours = state["identity"].get("format") == FORMAT  # of another format the identity tells
     except FileNotFoundError:
         raise Damage(f"{path.name} is missing") from None
-    except (OSError, ValueError, TypeError, KeyError):
-        whole, told = False, {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise Damage(f"{path.name} is unreadable") from None
     if not whole:
         raise Damage(f"{path.name} is unreadable")
-    return told["state"]
+    if ours and set(state) != set(_State.__annotations__):
+        raise Damage(f"{path.name} is incomplete")
+    return state
 
 
 # --- plain data ---------------------------------------------------------------------------------
@@ -431,5 +537,5 @@ def _held(cache: FrameCache) -> _Held:
         tokens={_name(e.span): saved.pack(e.held, e.span.tokens) for e in entries},
         counters=cache.timeline.counters(),
         delta=cache.delta,
-        slots=cache.slots,
+        capacities=cache.capacities,
     )

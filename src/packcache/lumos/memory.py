@@ -8,31 +8,23 @@ Axes: A token rows of a forward (branches x prompts x tokens), D hidden, F inter
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from packcache.errors import InvalidSetting
 from packcache.lumos.config import LumosConfig
 from packcache.lumos.decode import HEAD_BYTES
 from packcache.lumos.schedule import Sampling
 from packcache.timeline import FrameLayout
 
 __all__ = [
-    "ALLOWANCE", "Moment", "Phase", "Term", "forward_moments", "found_memory", "head_moment",
-    "keep_moment", "parse_bytes", "reserve_moment", "show_bytes", "state_terms",
+    "ALLOWANCE", "Moment", "Phase", "Term", "forward_moments", "head_moment", "keep_moment",
+    "reserve_moment", "state_terms",
 ]  # fmt: skip
 
 #: Bytes left free for what is not counted: codec, CUDA context, workspaces, allocator rounding.
 ALLOWANCE = 1 << 30
-
-_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_UNITS |= {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +130,7 @@ def head_moment(
     held: Sequence[Term] = (),
 ) -> Moment:
     """Head and draw of one slice of rows; a slice has at most `HEAD_BYTES` a float32 copy."""
-    branches = 1 if sampling.guidance == 1 else 2
-    codes = config.token_ids.num_codes
+    branches, codes = sampling.branches, config.token_ids.num_codes
     rows = min(layout.content, max(1, HEAD_BYTES // (4 * codes * prompts)))
     copy = 4 * prompts * rows * codes
     narrow = copy * dtype.itemsize // 4 if dtype.itemsize < 4 else 0
@@ -171,8 +162,7 @@ def state_terms(
     prompts: int = 1,
 ) -> list[Term]:
     """What lives as long as a latent frame is open."""
-    branches = 1 if sampling.guidance == 1 else 2
-    rows = prompts * branches * layout.tokens
+    rows = prompts * sampling.branches * layout.tokens
     cells = prompts * layout.content
     return [
         Term(
@@ -214,52 +204,3 @@ def reserve_moment(layer_bytes: int) -> Moment:
             ),
         ),
     )
-
-
-# --- sizes in words -----------------------------------------------------------------------------
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "16GiB", "24 GB" or "512MiB". Raises InvalidSetting."""
-    match = _SIZE.fullmatch(text)
-    if not match or match[2] not in _UNITS:
-        raise InvalidSetting(
-            f'memory is {text!r}, expected a number with a unit such as "16GiB" or "24GB"'
-        )
-    size = int(float(match[1]) * _UNITS[match[2]])
-    if size < 1:
-        raise InvalidSetting(f"memory is {text!r}, expected more than nothing: give all you have")
-    return size
-
-
-def show_bytes(size: int) -> str:
-    """Bytes for people: "9.31 GiB", "446.7 MiB", "12 KiB"."""
-    if size >= 1 << 30:
-        return f"{size / 2**30:.2f} GiB"
-    return f"{size / 2**20:.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:.1f} KiB"
-
-
-def found_memory(device: str | torch.device = "cpu") -> int:
-    """Bytes that are free on a CUDA device, or that this machine can give to a process.
-
-    Raises InvalidSetting for a CUDA device where there is none.
-    """
-    place = torch.device(device)
-    if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InvalidSetting(
-                f"device is {place}, but torch sees no CUDA device here: expected one, or a size "
-                'of memory such as "16GiB"'
-            )
-        return torch.cuda.mem_get_info(place)[0]
-    return _available(Path("/proc/meminfo"))
-
-
-def _available(meminfo: Path) -> int:
-    """The kernel's own estimate where there is one, else the free pages."""
-    if meminfo.exists():
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.M)
-        if found:
-            return int(found[1]) * 1024
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,12 @@ from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import Sampling
 from packcache.lumos.text import Header
 from packcache.lumos.vocab import Prefix, Vocab, latent_frames, pixel_frames
-from packcache.policies import PackCache, Policy
+from packcache.policies import PackCache, Policy, parse_policy
 from packcache.positions import PositionMode, RebaseRule
 from packcache.timeline import FrameLayout
 from packcache.video import Frames, read_image, to_rgb
 
-__all__ = ["Picture", "Pipeline", "Run"]
+__all__ = ["Picture", "Pipeline", "Run", "check_count"]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ class Pipeline:
         The clips share one `Stats`: seconds and bytes are the call's, for all prompts together.
         `on_frame(done, total)` is called after every latent frame.
         """
+        if frames is None:
+            raise InvalidSetting("frames is None: a clip needs a length; stream() goes on for ever")
         run = self.run(prompts, frames=frames, **settings)
         made = []
         for result in run:
@@ -112,6 +114,8 @@ class Pipeline:
                 prompt=prompt,
                 policy=run.policy,
                 sampling=run.decoder.sampling,
+                positions=run.decoder.caches[0].positions,
+                rebase=run.decoder.caches[0].rebase,
                 seed=seed,
                 fps=run.fps,
                 frames=shown,
@@ -151,7 +155,7 @@ class Pipeline:
         frames: int | None,
         image: Picture | Sequence[Picture] | None = None,
         video: Frames | None = None,
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
         seed: int | Sequence[int] = 0,
         size: Size | int | None = None,
         fps: int | None = None,
@@ -170,7 +174,7 @@ class Pipeline:
                 one for all prompts, or one each.
             video: instead of an image, uint8 frames `[1 + 4n, H, W, 3]` to go on from. The clip
                 starts with them; the first is the condition image, the others clean history.
-            policy: which tokens stay; default `PackCache()`.
+            policy: which tokens stay, or its name as for `parse_policy`; default `PackCache()`.
             seed: of the draws; one for all prompts, or one each.
             size: (width, height) in pixels, multiples of 32; or one number, about whose square
                 in pixels the clip has, in the image's shape; default the model's.
@@ -180,16 +184,17 @@ class Pipeline:
             resume: go on from what `checkpoint` holds; its frames come first, as they were.
             sampling: `steps`, `guidance`, ... as in `Sampling`; defaults are the model's.
         """
-        _check_frames(frames)
-        seeds = _one_each(seed, len(prompts), "seeds")
+        _check_call(prompts, frames=frames, fps=fps, seconds=seconds)
+        seeds = _one_each(0 if seed is None else seed, len(prompts), "seeds")
         pictures = [_open(picture) for picture in _one_each(image, len(prompts), "images")]
         size = self._size(size, pictures, video)
         if video is not None:
             self._check_video(video, size, frames, also_image=bool(pictures))
         header = self._header(size, frames, fps, seconds)
         decoder = self._decoder(
-            prompts, header, frames, replace(self.sampling, **sampling), seeds,
-            policy=policy or PackCache(), positions=positions, rebase=rebase,
+            prompts, header, frames, _changed(self.sampling, sampling), seeds,
+            policy=parse_policy(policy) if isinstance(policy, str) else policy or PackCache(),
+            positions=positions, rebase=rebase,
         )  # fmt: skip
         start = time.perf_counter()
         given = self._given(pictures, video, size, len(prompts))
@@ -200,7 +205,7 @@ class Pipeline:
             seeds=seeds,
             header=header,
             stats=Stats(codec_s=time.perf_counter() - start),
-        ).kept(checkpoint, resume=resume)
+        ).with_checkpoint(checkpoint, resume=resume)
 
     # --- what is stated about the clip --------------------------------------------------------
 
@@ -233,18 +238,23 @@ class Pipeline:
         self, size: Size, frames: int | None, fps: int | None, seconds: int | None
     ) -> Header:
         picture = frames == 1 and self.picture_header
-        fps = fps or (1 if picture else self.fps)
-        seconds = seconds or self.seconds or self._duration(frames, fps)
+        fps = (1 if picture else self.fps) if fps is None else fps
+        if seconds is None:
+            seconds = self.seconds or self._duration(frames, fps)
         return Header(width=size[0], height=size[1], seconds=seconds, fps=fps)
 
     def _duration(self, frames: int | None, fps: int) -> int:
-        """Whole seconds of a clip; an endless one states the longest the model was trained on."""
+        """Whole seconds from first to last frame; an endless clip states the trained length."""
         trained = self.model.config.trained_latent_frames
         if frames is None and trained is None:
             raise InvalidSetting("an endless clip has no duration to state: give seconds or frames")
         if frames is None:
-            return max(1, (pixel_frames(trained or 1, self._group) - 1) // fps)
-        return max(1, -(-frames // fps))
+            frames = pixel_frames(trained or 1, self._group)
+        seconds = max(1, -(-(frames - 1) // fps))  # 24 and 25 frames at 12 fps are 2 seconds
+        most = len(self.model.config.token_ids.numbers) - 1
+        if seconds > most:
+            log.warning("the clip lasts %d s; %d is the most that can be stated", seconds, most)
+        return min(seconds, most)
 
     def _prefix(self, prompt: str, header: Header, layout: FrameLayout) -> Prefix:
         config = self.model.config
@@ -305,7 +315,7 @@ class Pipeline:
         return torch.stack([self.encode_image(p, size) for p in pictures])[:, None]
 
     @property
-    def _codec_device(self) -> torch.device:
+    def codec_device(self) -> torch.device:
         weights = self.codec.parameters() if isinstance(self.codec, torch.nn.Module) else iter(())
         return next((weight.device for weight in weights), torch.device("cpu"))
 
@@ -313,17 +323,18 @@ class Pipeline:
         """Codes `[h, w]` of a condition image, resized and cropped to size if need be."""
         picture = _open(image)
         size = size or self.size
+        fitted = picture if picture.size == size else images.crop_to(picture, size)
+        codes = self.encode_video(np.asarray(fitted)[None])[0]
         if picture.size != size:
             log.warning("the image is %dx%d: resized and cropped to %dx%d", *picture.size, *size)
-            picture = images.crop_to(picture, size)
-        return self.encode_video(np.asarray(picture)[None])[0]
+        return codes
 
     def encode_video(self, video: Frames) -> Tensor:
         """Codes `[..., 1 + n, h, w]` of frames `[..., 1 + 4n, H, W, 3]` uint8, of one or many."""
         pixels = torch.from_numpy(video.copy()).movedim(-1, -4)  # [..., 3, T, H, W]
         many = pixels.reshape(-1, *pixels.shape[-4:]).float() / 255 * 2 - 1
         with torch.inference_mode():
-            indices, _ = self.codec.encode(many.to(self._codec_device))
+            indices, _ = self.codec.encode(many.to(self.codec_device))
         return indices.reshape(*pixels.shape[:-4], *indices.shape[1:]).cpu()
 
     def fit_video(self, video: Frames, size: Size | int | None = None) -> Frames:
@@ -331,7 +342,10 @@ class Pipeline:
         size, and the first few dropped until 1 + 4n are left.
         """
         picture = video.shape[2], video.shape[1]
+        if not len(video):
+            raise InvalidSetting("video has 0 frames, expected at least 1")
         size = images.pick_size(size, default=self.size, target=self.target, picture=picture)
+        Vocab(self.model.config).layout(*size)
         dropped = (len(video) - 1) % self._group
         if dropped or picture != size:
             log.warning(
@@ -344,7 +358,7 @@ class Pipeline:
     def pixels(self, codes: Tensor) -> Frames:
         """Frames `[1 + 4(t-1), H, W, 3]` uint8 of codes `[t, h, w]` (truncated, lumos1-spec 6)."""
         with torch.inference_mode():
-            pieces = decode_chunks(self.codec, codes[None].to(self._codec_device))
+            pieces = decode_chunks(self.codec, codes[None].to(self.codec_device))
             return np.concatenate([_levels(piece[0]) for piece in pieces])
 
 
@@ -355,8 +369,12 @@ def _levels(video: Tensor) -> Frames:
 
 
 def _open(image: Picture) -> Image.Image:
-    if not isinstance(image, Image.Image):
+    if isinstance(image, (str, Path)):
         return read_image(image)
+    if not isinstance(image, Image.Image) or 0 in image.size:
+        raise InvalidSetting(
+            f"image is {type(image).__name__}, expected a file's name, or a PIL image with pixels"
+        )
     try:
         return to_rgb(image)
     except ValueError as error:
@@ -373,9 +391,29 @@ def _one_each(given: Any, prompts: int, name: str) -> list[Any]:
     return many * prompts if len(many) == 1 else many
 
 
-def _check_frames(frames: int | None) -> None:
-    if frames is not None and (isinstance(frames, bool) or frames < 1):
-        raise InvalidSetting(f"frames is {frames}, expected at least 1")
+def _changed(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
+    known = {f.name for f in fields(sampling)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise InvalidSetting(f"{', '.join(unknown)} unknown, expected {', '.join(sorted(known))}")
+    return replace(sampling, **changes)
+
+
+def _check_call(prompts: Sequence[str], **counts: int | None) -> None:
+    if isinstance(prompts, str):
+        raise InvalidSetting("prompts is one text, expected a list of them: [prompt]")
+    for name, value in counts.items():
+        check_count(name, value)
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raises InvalidSetting for what is given and no number of things."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidSetting(f"{name} is {value}, expected a whole number")
+    if value < 1:
+        raise InvalidSetting(f"{name} is {value}, expected at least 1")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -405,7 +443,7 @@ class Run:
     def size(self) -> Size:
         return self.header.width, self.header.height
 
-    def kept(self, checkpoint: str | Path | None, *, resume: bool) -> Run:
+    def with_checkpoint(self, checkpoint: str | Path | None, *, resume: bool) -> Run:
         """This run with a checkpoint folder, new or to resume; None: without."""
         if checkpoint is not None:
             told = identity(

@@ -20,18 +20,19 @@ from packcache.errors import InputError, InvalidSetting
 from packcache.lumos import journal
 from packcache.lumos.config import LumosConfig
 from packcache.lumos.cost import attention_share, clip_operations, stock_frame_operations
-from packcache.lumos.course import Workload
-from packcache.lumos.memory import ALLOWANCE, Phase, found_memory, parse_bytes, show_bytes
-from packcache.lumos.schedule import Sampling
+from packcache.lumos.course import TEXT_TOKENS, Workload
+from packcache.lumos.device import as_dtype
+from packcache.lumos.memory import ALLOWANCE, Phase
+from packcache.lumos.schedule import UPSTREAM, Sampling
 from packcache.lumos.stock import PaperRow, Stock, paper_figures
+from packcache.lumos.units import found_memory, parse_bytes, show_bytes
 from packcache.lumos.vocab import HEADER, Vocab, latent_frames, pixel_frames
-from packcache.lumos.weights import as_dtype
 from packcache.policies import FullCache, PackCache, Policy, SlidingWindow
 from packcache.positions import PositionMode, RebaseRule
 
 __all__ = [
-    "CANDIDATES", "SCHEMA", "Engine", "Longest", "PaperRow", "Plan", "found_memory",
-    "paper_figures", "parse_bytes", "plan", "show_bytes",
+    "CANDIDATES", "SCHEMA", "TEXT_TOKENS", "Engine", "Longest", "PaperRow", "Plan",
+    "found_memory", "paper_figures", "parse_bytes", "plan", "show_bytes",
 ]  # fmt: skip
 
 SCHEMA = "packcache.plan/1"
@@ -44,6 +45,9 @@ CANDIDATES: dict[str, Policy] = {
     "window": SlidingWindow(),
     "packcache": PackCache(),
 }
+
+#: A plan counts frame by frame; this is a day of video.
+_FRAMES = 1_000_000
 
 #: A clip of so many latent frames stands for "any length".
 _ENDLESS = 1 << 20
@@ -218,10 +222,9 @@ def plan(
     size: tuple[int, int],
     frames: int,
     policy: Policy | None = None,
-    guidance: float = 15.0,
-    steps: int = 50,
+    sampling: Sampling = UPSTREAM,
     dtype: str | torch.dtype = "bfloat16",
-    text_tokens: int = 200,
+    text_tokens: int = TEXT_TOKENS,
     image: bool = True,
     prompts: int = 1,
     memory: int | None = None,
@@ -234,6 +237,7 @@ def plan(
 
     Args:
         policy: default `PackCache()`; upstream's engine knows the full cache only.
+        sampling: steps, guidance, and how much of a committed frame is re-masked.
         text_tokens: tokens of the longest prefix, header included.
         image: the clip starts with a given latent frame, the condition image.
         memory: bytes there are; tells what fits and the longest clip under each candidate.
@@ -243,19 +247,21 @@ def plan(
 
     Raises InvalidSetting for settings that no run could have.
     """
-    for name, value, least in (
-        ("frames", frames, 1),
-        ("prompts", prompts, 1),
-        ("text_tokens", text_tokens, HEADER + 2),
+    for name, value, least, most in (
+        ("frames", frames, 1, _FRAMES),
+        ("prompts", prompts, 1, _FRAMES),
+        ("text_tokens", text_tokens, HEADER + 2, config.max_position_embeddings),
     ):
         if isinstance(value, bool) or value < least:
             raise InvalidSetting(f"{name} is {value}, expected at least {least}")
+        if value > most:
+            raise InvalidSetting(f"{name} is {value}, expected at most {most}")
     if engine not in get_args(Engine):
         raise InvalidSetting(f"engine is {engine!r}, expected {' or '.join(get_args(Engine))}")
     shape = Workload(
         config=config,
         layout=Vocab(config).layout(*size),
-        sampling=Sampling(steps=steps, guidance=guidance),
+        sampling=sampling,
         dtype=as_dtype(dtype),
         text_tokens=text_tokens,
         image=image,
@@ -327,7 +333,7 @@ def _stock_plan(
     candidates: Mapping[str, Policy],
 ) -> Plan:
     """Upstream's engine; `candidates` do not matter, it has one way only."""
-    if policy != FullCache() or shape.prompts != 1 or shape.branches != 2:
+    if policy != FullCache() or shape.prompts != 1 or shape.sampling.branches != 2:
         raise InvalidSetting(
             f"the stock engine was asked for {policy!r}, {shape.prompts} prompts and guidance "
             f"{shape.sampling.guidance:g}, expected FullCache(), one prompt and a guidance other "
@@ -392,6 +398,7 @@ def _workload(
         "policy": repr(policy),
         "guidance": shape.sampling.guidance,
         "steps": shape.sampling.steps,
+        "history_mask_ratio": shape.sampling.history_mask_ratio,
         "dtype": str(shape.dtype).removeprefix("torch."),
         "parameters": shape.weights_bytes // shape.dtype.itemsize,
         "text_tokens": shape.text_tokens,

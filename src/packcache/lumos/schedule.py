@@ -19,6 +19,7 @@ from packcache.errors import InvalidSetting
 from packcache.timeline import Ints
 
 __all__ = [
+    "UPSTREAM",
     "Draws",
     "FrameDraws",
     "Sampling",
@@ -64,6 +65,15 @@ class Sampling:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InvalidSetting(f"{name} is {value}, expected a finite number >= 0")
+
+    @property
+    def branches(self) -> int:
+        """Sequences of a prompt: guidance 1 needs no unconditional one."""
+        return 1 if self.guidance == 1 else 2
+
+
+#: Upstream's evaluation settings, where nothing else is said.
+UPSTREAM = Sampling()
 
 
 def history_mask(rows: int, row_length: int, ratio: float) -> Ints:

@@ -1,7 +1,4 @@
-"""Files that are on the disk whole, and a folder that one process writes to.
-
-A sealed file is known by its size and CRC-32, which find damage, not forgery.
-"""
+"""Files known by their seal: size and CRC-32, which find damage, not forgery."""
 
 from __future__ import annotations
 
@@ -11,14 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from filelock import FileLock, Timeout
-
 from packcache.errors import OutputError
+from packcache.files import PARTIAL, take_place
 
-__all__ = ["EMPTY", "PARTIAL", "Damage", "Seal", "check", "extend", "lock", "replace", "unwritable"]
-
-#: What a file is called until all of it is on the disk.
-PARTIAL = ".partial"
+__all__ = ["EMPTY", "Damage", "Seal", "check", "extend", "replace", "unwritable"]
 
 #: Bytes read at once while a file is checked.
 _CHUNK = 1 << 20
@@ -47,24 +40,10 @@ def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> Seal:
             for piece in pieces:
                 file.write(piece)
                 length, crc = length + len(piece), zlib.crc32(piece, crc)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        take_place(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    _sync_folder(path.parent)
     return Seal(bytes=length, crc32=crc)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name is on the disk when its folder is."""
-    if os.name == "nt":
-        return  # it cannot open folders
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def extend(path: Path, seal: Seal, data: bytes | memoryview) -> Seal:
@@ -94,20 +73,6 @@ def check(path: Path, seal: Seal, *, grows: bool = False) -> None:
         raise Damage(f"{path.name} cannot be read: {error.strerror or error}") from error
     if crc != seal["crc32"]:
         raise Damage(f"{path.name} has CRC-32 {crc:08x}, expected {seal['crc32']:08x}")
-
-
-def lock(path: Path) -> FileLock:
-    """Hold a lock file, which the system takes back when this process dies. Raises OutputError."""
-    held = FileLock(path, timeout=0, thread_local=False)
-    try:
-        held.acquire()
-    except Timeout:
-        raise OutputError(
-            f"{path.parent} is in use by another process: wait for it, or choose another folder"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        raise unwritable(path.parent, error, "choose another folder") from error
-    return held
 
 
 def unwritable(folder: Path, error: Exception, way_out: str) -> OutputError:

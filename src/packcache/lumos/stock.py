@@ -15,7 +15,9 @@ import torch
 
 from packcache.lumos.config import SIZES, LumosConfig
 from packcache.lumos.cost import attention_share
+from packcache.lumos.course import TEXT_TOKENS
 from packcache.lumos.memory import Moment, Phase, Term
+from packcache.lumos.units import show_bytes
 from packcache.lumos.vocab import HEADER, Vocab, latent_frames
 from packcache.lumos.weights import parameter_count
 from packcache.timeline import FrameLayout
@@ -42,7 +44,7 @@ class Stock:
     layout: FrameLayout
     latents: int
     dtype: torch.dtype = torch.bfloat16
-    text_tokens: int = 200
+    text_tokens: int = TEXT_TOKENS
     given: int = 1
 
     @property
@@ -199,7 +201,7 @@ class PaperRow:
 def paper_figures(
     config: LumosConfig = SIZES["3b"],
     *,
-    text_tokens: int = 200,
+    text_tokens: int = TEXT_TOKENS,
     dtype: torch.dtype = torch.bfloat16,
 ) -> list[PaperRow]:
     """The paper's figures of memory and attention beside sums over upstream's loop.
@@ -235,17 +237,18 @@ def paper_figures(
     ]
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
-
-
 def _near(claim: str, paper: int, ours: int) -> PaperRow:
     close = abs(ours / paper - 1) <= TOLERANCE
-    return PaperRow(claim=claim, paper=_gib(paper), ours=_gib(ours), reproduced=close)
+    return PaperRow(claim=claim, paper=show_bytes(paper), ours=show_bytes(ours), reproduced=close)
 
 
 def _beyond(claim: str, card: int, ours: int) -> PaperRow:
-    return PaperRow(claim=claim, paper=f"> {_gib(card)}", ours=_gib(ours), reproduced=ours > card)
+    return PaperRow(
+        claim=claim,
+        paper=f"> {show_bytes(card)}",
+        ours=show_bytes(ours),
+        reproduced=ours > card,
+    )
 
 
 def _passes(claim: str, stock: Stock) -> PaperRow:

@@ -94,13 +94,11 @@ class LumosTokenizer:
         self._tokenizer = tokenizer
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._special = set(token_ids.specials().values()) | {
-            i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        self._special = {
+            *token_ids.specials().values(),
+            *token_ids.numbers,
+            *(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special),
         }
-        # Numbers are nameless: they run from zero to the next id that has a name.
-        above = (*token_ids.specials().values(), token_ids.video_lo)
-        zero = token_ids.size_zero
-        self._special |= set(range(zero, min((i for i in above if i > zero), default=zero)))
 
     def __call__(self, prompt: str, header: Header) -> list[int]:
         """Text ids of a prompt.
@@ -131,7 +129,7 @@ class LumosTokenizer:
 
     def reserved(self, index: int) -> bool:
         """Whether an id means something other than text: specials, numbers, video codes."""
-        return index in self._special or index >= self.token_ids.video_lo
+        return index in self._special or index in self.token_ids.video
 
 
 def _check_prompt(prompt: str) -> None:

@@ -68,18 +68,12 @@ class Vocab:
 
     def number(self, value: int, name: str) -> int:
         """The token that says `value`; numbers end where the next special token begins."""
-        limit = self._number_limit()
-        if not 0 <= value < limit:
-            raise InvalidSetting(f"{name} is {value}, expected 0..{limit - 1}: no token says it")
-        return self.ids.size_zero + value
-
-    def _number_limit(self) -> int:
-        above = [
-            i
-            for i in (self.ids.mask, self.ids.video_start, self.ids.video_end, self.ids.video_lo)
-            if i > self.ids.size_zero
-        ]
-        return min(above) - self.ids.size_zero
+        numbers = self.ids.numbers
+        if not 0 <= value < len(numbers):
+            raise InvalidSetting(
+                f"{name} is {value}, expected 0..{len(numbers) - 1}: no token says it"
+            )
+        return numbers[value]
 
     def layout(self, width: int, height: int) -> FrameLayout:
         """The token grid of a `width x height` clip in pixels; both multiples of 32."""

@@ -5,7 +5,6 @@
 
 Every header is checked against the config before the first tensor is copied. Tensors go one by one
 from the mapped file to the device, so memory holds the weights and one tensor, not two copies.
-Random weights are drawn by name, so any part of a checkpoint can be made without the rest.
 """
 
 from __future__ import annotations
@@ -21,38 +20,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from packcache.errors import InputFileError, InvalidSetting, OutputError
+from packcache.files import check_folder, replacing
 from packcache.lumos.config import SIZES, UPSTREAM, LumosConfig, read_json
 from packcache.lumos.cost import linear_parameters
+from packcache.lumos.device import as_device, as_dtype
 from packcache.lumos.model import Lumos
-from packcache.video import check_folder, replacing
 
 __all__ = [
-    "as_dtype", "fingerprint", "load_model", "parameter_count", "random_model", "random_tensors",
-    "save_model", "write_random",
+    "filled", "fingerprint", "hollow", "load_model", "parameter_count", "save_model",
+    "write_tensors",
 ]  # fmt: skip
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-#: The same dtypes as safetensors headers name them.
+#: The dtypes of `device.DTYPES` as safetensors headers name them.
 _STORED = ("F32", "BF16", "F16")
 
 #: Tensors that some checkpoints carry and the network does not need (lumos1-spec 1.6).
 _IGNORED = ("model.vqmodel.*", "*.rotary_emb.inv_freq")
 
-#: How many names an error lists, values a fingerprint takes of a tensor, and are drawn at once.
-_NAMED, _SAMPLED, _DRAWN = 4, 4096, 1 << 22
-
-#: Standard deviation of random weights.
-_SCALE = 0.02
+#: How many names an error lists, and values a fingerprint takes of a tensor.
+_NAMED, _SAMPLED = 4, 4096
 
 
 @dataclass(frozen=True)
@@ -62,27 +56,6 @@ class _Held:
     file: Path
     shape: tuple[int, ...]
     dtype: str
-
-
-def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """float32, bfloat16 or float16, by name or as torch's own. Raises InvalidSetting."""
-    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if known is None or known not in DTYPES.values():
-        raise InvalidSetting(f"dtype is {dtype}, expected one of {', '.join(DTYPES)}")
-    return known
-
-
-def as_device(device: str | torch.device) -> torch.device:
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise InvalidSetting(f"device is {device!r}, expected cpu, cuda or cuda:N") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise InvalidSetting(
-            f"device is {device}, but torch sees {torch.cuda.device_count()} CUDA devices here: "
-            "choose cpu or another device"
-        )
-    return place
 
 
 # --- in -----------------------------------------------------------------------------------------
@@ -110,9 +83,9 @@ def load_model(
     held = _headers(Path(folder))
     _check_dtypes(held)
     _check_sizes(Path(folder), held, config)
-    skeleton = _skeleton(config)
+    skeleton = hollow(config)
     _check_names(Path(folder), held, skeleton)
-    return _filled(skeleton, _stream(held, place, target), place)
+    return filled(skeleton, _stream(held, place, target), place)
 
 
 def _headers(folder: Path) -> dict[str, _Held]:
@@ -295,13 +268,13 @@ class _Hollow(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **where})
 
 
-def _skeleton(config: LumosConfig) -> Lumos:
+def hollow(config: LumosConfig) -> Lumos:
     """The network without memory: names, shapes and buffers."""
     with torch.device("cpu"), _Hollow():  # whatever default device a caller has set
         return Lumos(config)
 
 
-def _filled(skeleton: Lumos, tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> Lumos:
+def filled(skeleton: Lumos, tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> Lumos:
     """The skeleton with these tensors as its parameters, and its buffers beside them."""
     skeleton.load_state_dict(dict(tensors), strict=True, assign=True)
     skeleton.inv_freq, skeleton.axes = skeleton.inv_freq.to(device), skeleton.axes.to(device)
@@ -318,32 +291,22 @@ def save_model(model: Lumos, folder: str | Path, *, shard_bytes: int | None = No
     with an index. The folder appears whole or not at all. Raises OutputError.
     """
     weights = model.state_dict()
-    return _write(
+    return write_tensors(
         Path(folder), model.config, weights.items(), model.lm_head.weight.dtype, shard_bytes
     )
 
 
-def write_random(
-    folder: str | Path,
-    config: LumosConfig,
-    *,
-    seed: int = 0,
-    dtype: str | torch.dtype = "bfloat16",
-    shard_bytes: int | None = None,
-) -> Path:
-    """Write a checkpoint of random weights; never more than one shard is in memory."""
-    kind = as_dtype(dtype)
-    return _write(Path(folder), config, random_tensors(config, seed, kind), kind, shard_bytes)
-
-
-def _write(
+def write_tensors(
     folder: Path,
     config: LumosConfig,
     tensors: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
     shard_bytes: int | None,
 ) -> Path:
-    """Write tensors that come in the order of the state dict."""
+    """Write a checkpoint of tensors that come in the order of the state dict; see `save_model`.
+
+    Never more than one shard of them is in memory.
+    """
     from safetensors.torch import save_file
 
     shards = _plan(config, dtype, shard_bytes)
@@ -375,7 +338,7 @@ def _plan(config: LumosConfig, dtype: torch.dtype, shard_bytes: int | None) -> d
         raise InvalidSetting(f"shard_bytes is {shard_bytes}, expected a positive number of bytes")
     shards: list[list[str]] = [[]]
     filled = 0
-    for name, tensor in _skeleton(config).state_dict().items():
+    for name, tensor in hollow(config).state_dict().items():
         size = tensor.numel() * dtype.itemsize
         if shard_bytes is not None and shards[-1] and filled + size > shard_bytes:
             shards.append([])
@@ -386,45 +349,6 @@ def _plan(config: LumosConfig, dtype: torch.dtype, shard_bytes: int | None) -> d
         return {SINGLE: shards[0]}
     total = len(shards)
     return {f"model-{n:05d}-of-{total:05d}.safetensors": names for n, names in enumerate(shards, 1)}
-
-
-# --- random weights -----------------------------------------------------------------------------
-
-
-def random_model(
-    config: LumosConfig,
-    *,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    dtype: str | torch.dtype = "float32",
-) -> Lumos:
-    """The network with random weights of realistic scale, for evaluation, without gradients."""
-    place = as_device(device)
-    tensors = random_tensors(config, seed, dtype)
-    return _filled(_skeleton(config), ((name, t.to(place)) for name, t in tensors), place)
-
-
-def random_tensors(
-    config: LumosConfig, seed: int = 0, dtype: str | torch.dtype = "float32"
-) -> Iterator[tuple[str, Tensor]]:
-    """Names and random CPU tensors, one at a time, in the order of the state dict.
-
-    Normal with deviation 0.02, around 1 for the weights of norms. Each depends on `seed` and its
-    name only (numpy Philox), so parts can be made apart.
-    """
-    kind = as_dtype(dtype)
-    if not 0 <= seed < 1 << 64:
-        raise InvalidSetting(f"seed is {seed}, expected an integer from 0 to 2^64 - 1")
-    for name, like in _skeleton(config).state_dict().items():
-        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-        key = np.array([seed, int.from_bytes(digest, "little")], dtype=np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=key))
-        centre = 1.0 if name.endswith("norm.weight") else 0.0
-        tensor = torch.empty(like.shape, dtype=kind, device="cpu")
-        for part in tensor.view(-1).split(_DRAWN):  # float32 numbers of a part only are in memory
-            drawn = torch.from_numpy(generator.standard_normal(len(part), dtype=np.float32))
-            part.copy_(drawn.mul_(_SCALE).add_(centre))
-        yield name, tensor
 
 
 # --- what a network is --------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
@@ -26,9 +27,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from packcache import positions
 from packcache.lumos.config import LumosConfig
+from packcache.lumos.course import TEXT_TOKENS
 from packcache.lumos.decode import Decoder, FrameResult
 from packcache.lumos.model import Lumos
-from packcache.lumos.schedule import Sampling, philox_draws
+from packcache.lumos.schedule import UPSTREAM, Sampling, philox_draws
 from packcache.lumos.vocab import Vocab, latent_frames
 from packcache.policies import Policy
 from packcache.testing.live import LiveBytes
@@ -65,10 +67,9 @@ def rehearse(
     size: tuple[int, int],
     frames: int,
     policy: Policy,
-    guidance: float = 15.0,
-    steps: int = 50,
+    sampling: Sampling = UPSTREAM,
     dtype: torch.dtype = torch.bfloat16,
-    text_tokens: int = 200,
+    text_tokens: int = TEXT_TOKENS,
     image: bool = True,
     decoder: type[RehearsalDecoder] | None = None,
 ) -> Rehearsal:
@@ -79,7 +80,6 @@ def rehearse(
     """
     vocab = Vocab(config)
     layout = vocab.layout(*size)
-    sampling = Sampling(steps=steps, guidance=guidance)
     text = [config.token_ids.bos] * (text_tokens - len(vocab.prefix([], seconds=1, fps=1).ids))
     given = torch.zeros(1, 1, layout.rows, layout.cols, dtype=torch.int64) if image else None
     live, watch = LiveBytes(), _Watch()
@@ -92,7 +92,7 @@ def rehearse(
             layout=layout,
             sampling=sampling,
             policy=policy,
-            draws=philox_draws([0], steps, layout.content),
+            draws=philox_draws([0], sampling.steps, layout.content),
             latents=latent_frames(frames, config.compression[0]),
         )
         made.watch = watch
@@ -210,6 +210,8 @@ class _HostIsReal(TorchFunctionMode):
             with unset_fake_temporarily():
                 host = torch.tensor(*args, **{**kwargs, "device": "cpu"})
             return self._seen_by_device(host).to(kwargs["device"])
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _seen_by_device(self, tensor: Tensor) -> Tensor:
@@ -236,6 +238,15 @@ def _write(tensor: Tensor, key: Any, value: Any) -> None:
         torch.ops.aten.copy_.default(view, value)
     else:
         torch.ops.aten.fill_.Scalar(view, value)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False) -> Tensor:
+    """Flash attention, or the kernel for float32, whose results lie in memory the other way."""
+    if q.dtype == torch.float32:
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention.default
+        return efficient(q, k, v, None, False, is_causal=is_causal)[0]
+    flash = torch.ops.aten._scaled_dot_product_flash_attention.default
+    return flash(q, k, v, is_causal=is_causal)[0]
 
 
 def _view(tensor: Tensor, key: Any) -> tuple[Tensor, list[Tensor | None]]:

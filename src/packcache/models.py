@@ -7,45 +7,78 @@ gen = load("weights/3B", subfolder="stage-2-joint-384p", codec="weights/Cosmos-D
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from packcache.errors import InputError, InvalidSetting
 from packcache.lumos.codec import Codec
-from packcache.lumos.config import LumosConfig, read_config
+from packcache.lumos.config import LumosConfig, check_overrides, read_config
 from packcache.lumos.cosmos import load_cosmos
+from packcache.lumos.device import as_device, as_dtype
 from packcache.lumos.hub import resolve
 from packcache.lumos.image import Size
 from packcache.lumos.pipeline import Pipeline
 from packcache.lumos.schedule import Sampling
 from packcache.lumos.text import Header, load_tokenizer
-from packcache.lumos.weights import as_device, as_dtype, load_model
+from packcache.lumos.weights import load_model
 
-__all__ = ["FPS", "MODELS", "SIZE", "TARGET", "check_source", "load", "load_config", "usual_size"]
+__all__ = [
+    "FPS", "MODELS", "SIZE", "TARGET", "Usual", "check_source", "load", "load_config",
+    "stored_dtype", "usual", "usual_device",
+]  # fmt: skip
 
 #: What the released video models were trained on: pixels, and frames a second (lumos1-spec 3.3).
 SIZE, TARGET, FPS = (672, 384), 528, 12
 
 
-def _load_digits(device: torch.device | str, dtype: torch.dtype) -> Pipeline:
-    from packcache.digits import codec, model, world
+@dataclass(frozen=True, kw_only=True)
+class Usual:
+    """What a model does unless asked otherwise (`Pipeline`), known before anything is read."""
 
+    size: Size = SIZE
+    target: int | None = TARGET
+    fps: int = FPS
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+def _load_digits(device: torch.device, dtype: torch.dtype) -> Pipeline:
+    from packcache.digits import codec, model
+
+    own = usual("digits")
     return Pipeline(
         name="digits",
         model=model.load_model().to(device=device, dtype=dtype),
         codec=codec.load_codec().to(device),
         tokenize=_digits_text,
-        size=(world.SIZE, world.SIZE),
-        fps=world.FPS,
-        sampling=model.SAMPLING,
+        size=own.size,
+        fps=own.fps,
+        sampling=own.sampling,
         seconds=model.SECONDS,
     )
 
 
 #: Models that come with the package.
-MODELS: dict[str, Callable[[torch.device | str, torch.dtype], Pipeline]] = {"digits": _load_digits}
+MODELS: dict[str, Callable[[torch.device, torch.dtype], Pipeline]] = {"digits": _load_digits}
+
+
+def usual(name: str | Path) -> Usual:
+    """The defaults of what `load` would load."""
+    if str(name) not in MODELS:
+        return Usual()
+    from packcache.digits import model, world
+
+    size = (world.SIZE, world.SIZE)
+    return Usual(size=size, target=None, fps=world.FPS, sampling=model.SAMPLING)
+
+
+def usual_device(name: str | Path, device: str | torch.device | None = None) -> torch.device:
+    """Where `load` would put it: a GPU if there is one; the embedded model stays on the CPU."""
+    gpu = torch.cuda.is_available() and str(name) not in MODELS
+    return as_device(device or ("cuda" if gpu else "cpu"))
 
 
 def load(
@@ -76,26 +109,34 @@ def load(
     Raises InputError for files that do not fit together, in one line, before weights are read.
     """
     check_source(name, subfolder=subfolder, codec=codec, tokenizer=tokenizer, **overrides)
+    place = usual_device(name, device)
+    kind = None if dtype is None else as_dtype(dtype)
     if str(name) in MODELS:
-        return MODELS[str(name)](as_device(device or "cpu"), as_dtype(dtype or torch.float32))
-    device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = None if dtype is None else as_dtype(dtype)
+        return MODELS[str(name)](place, kind or torch.float32)
     assert codec is not None  # check_source
     folder = resolve(name, subfolder)
     config = read_config(folder, **overrides)
     language = _language(tokenizer, name, subfolder, config)
-    pixels = _codec(codec, config, device)
+    pixels = _codec(codec, config, place)
+    own = usual(name)
     return Pipeline(
-        name=folder.name,
-        model=load_model(folder, config, device=device, dtype=dtype),
+        name=_title(name, subfolder),
+        model=load_model(folder, config, device=place, dtype=kind),
         codec=pixels,
         tokenize=language,
-        size=SIZE,
-        fps=FPS,
-        sampling=Sampling(),
-        target=TARGET,
+        size=own.size,
+        fps=own.fps,
+        sampling=own.sampling,
+        target=own.target,
         picture_header=True,
     )
+
+
+def _title(name: str | Path, subfolder: str | None) -> str:
+    """What results call the model: the hub id or the folder's own name, and what is inside."""
+    folder = Path(name).expanduser()
+    title = folder.resolve().name if folder.is_dir() else str(name)
+    return f"{title}/{subfolder}" if subfolder else title
 
 
 def load_config(name: str | Path, *, subfolder: str | None = None, **overrides: Any) -> LumosConfig:
@@ -108,28 +149,38 @@ def load_config(name: str | Path, *, subfolder: str | None = None, **overrides: 
     return read_config(resolve(name, subfolder, need="config"), **overrides)
 
 
-def usual_size(name: str | Path) -> tuple[Size, int | None]:
-    """Size and target of what `load` would load (`Pipeline`)."""
+def stored_dtype(name: str | Path, subfolder: str | None = None) -> str:
+    """What the weights of a folder are stored in; a hub id's, unread, are taken for bfloat16."""
     if str(name) in MODELS:
-        from packcache.digits import world
-
-        return (world.SIZE, world.SIZE), None
-    return SIZE, TARGET
+        return "float32"
+    files = sorted((Path(name).expanduser() / (subfolder or "")).glob("*.safetensors"))
+    try:
+        with safe_open(files[0], framework="pt") as file:
+            stored = file.get_slice(next(iter(file.keys()))).get_dtype()
+    except (OSError, SafetensorError, LookupError, StopIteration):  # `load` will say what is wrong
+        return "bfloat16"
+    return {"F32": "float32", "F16": "float16"}.get(stored, "bfloat16")
 
 
 def check_source(
-    name: str | Path, *, codec: str | Path | None = None, **others: str | Path | None
+    name: str | Path,
+    *,
+    codec: str | Path | None = None,
+    subfolder: str | None = None,
+    tokenizer: str | Path | None = None,
+    **overrides: Any,
 ) -> None:
     """Whether `load` is asked for something it can look for; reads nothing, downloads nothing."""
     if str(name) in MODELS:
-        if codec is not None or any(value is not None for value in others.values()):
+        if overrides or any(x is not None for x in (codec, subfolder, tokenizer)):
             raise InvalidSetting(
                 f"{str(name)!r} comes with its codec and language: give a device or a dtype, no "
                 "more"
             )
         return
     _check_name(name)
-    if codec is None:
+    check_overrides(overrides)
+    if not codec:
         raise InvalidSetting(
             "no codec: give codec=, the folder with encoder.jit and decoder.jit of "
             "Cosmos-Tokenizer-DV4x8x8 (they run as programs: name only files you trust)"
