@@ -503,7 +503,9 @@ def _read_manifest(path: Path) -> _State:
         told = json.loads(path.read_bytes())
         state: _State = told["state"]
         whole = zlib.crc32(_canonical(state)) == told["crc32"]
-        ours = state["identity"].get("format") == FORMAT  # of another format the identity tells
+        ours = (
+            state["identity"].get("format", FORMAT) == FORMAT
+        )  # of another format the identity tells
     except FileNotFoundError:
         raise Damage(f"{path.name} is missing") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

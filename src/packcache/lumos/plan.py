@@ -247,15 +247,9 @@ def plan(
 
     Raises InvalidSetting for settings that no run could have.
     """
-    for name, value, least, most in (
-        ("frames", frames, 1, _FRAMES),
-        ("prompts", prompts, 1, _FRAMES),
-        ("text_tokens", text_tokens, HEADER + 2, config.max_position_embeddings),
-    ):
-        if isinstance(value, bool) or value < least:
-            raise InvalidSetting(f"{name} is {value}, expected at least {least}")
-        if value > most:
-            raise InvalidSetting(f"{name} is {value}, expected at most {most}")
+    _check_between("frames", frames, 1, _FRAMES)
+    _check_between("prompts", prompts, 1, _FRAMES)
+    _check_between("text_tokens", text_tokens, HEADER + 2, config.max_position_embeddings)
     if engine not in get_args(Engine):
         raise InvalidSetting(f"engine is {engine!r}, expected {' or '.join(get_args(Engine))}")
     shape = Workload(
@@ -277,6 +271,13 @@ def plan(
         memory,
         CANDIDATES if candidates is None else candidates,
     )
+
+
+def _check_between(name: str, value: int, least: int, most: int) -> None:
+    if isinstance(value, bool) or value < least:
+        raise InvalidSetting(f"{name} is {value}, expected at least {least}")
+    if value > most:
+        raise InvalidSetting(f"{name} is {value}, expected at most {most}")
 
 
 # --- the two engines ----------------------------------------------------------------------------
