@@ -262,7 +262,11 @@ def test_interrupt_while_writing_leaves_nothing(run, tmp_path, monkeypatch):
 def test_ctrl_c_in_a_real_process(tmp_path):
     command = [sys.executable, "-m", "packcache", "generate", PROMPT, "--frames", "4000"]
     process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "c.mp4")], stderr=subprocess.PIPE, text=True
+        [*command, "--out", str(tmp_path / "c.mp4")],
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that starts its jobs in the background lets them ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(6)
     process.send_signal(signal.SIGINT)
