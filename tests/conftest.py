@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import hypothesis
 import pytest
 import torch
 
+from packcache.cli import main
 from packcache.lumos.model import Lumos
 from packcache.testing import golden
 from tests.tools import GOLDEN
@@ -41,3 +43,17 @@ def tiny() -> Lumos:
 def tiny64(tiny: Lumos) -> Lumos:
     """The same model in float64."""
     return copy.deepcopy(tiny).double()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the program in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["packcache", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call

@@ -15,24 +15,9 @@ from PIL import Image
 
 import packcache
 from packcache import console
-from packcache.cli import main
 from packcache.evaluate import reading
 
 PROMPT = "a red 3 moving right"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the program in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["packcache", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 def read(path: Path) -> tuple[np.ndarray, float]:

@@ -11,25 +11,10 @@ import pytest
 from PIL import Image
 
 import packcache as pc
-from packcache.cli import main
 from packcache.video import read_video
 
 PROMPT = "a red 3 moving right"
 QUICK = ("--frames", 5, "--steps", 1)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the program in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["packcache", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 def write_lines(path: Path, *rows: object) -> Path:

@@ -1,12 +1,10 @@
 """`packcache plan` and `packcache doctor` as a user calls them."""
 
 import json
-import sys
 
 import pytest
 
 import packcache as pc
-from packcache.cli import main
 from packcache.inspect.demo import load_clip
 from packcache.lumos.weights import save_model
 from packcache.video import write_video
@@ -14,20 +12,6 @@ from tests.lumos.folder import write_codec, write_folder
 from tests.lumos.tokenizer_file import write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the program in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["packcache", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 # --- plan -----------------------------------------------------------------------------------------
