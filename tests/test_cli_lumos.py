@@ -141,3 +141,28 @@ def test_a_clip_of_ones_own(run, tmp_path):
     write_video(clip.given, tmp_path / "clip", 12)
     code, printed, _ = run("doctor", "digits", "--clip", tmp_path / "clip", "--prompt", clip.prompt)
     assert code == 0 and "note:" not in printed
+
+
+# --- a whole folder -------------------------------------------------------------------------------
+
+
+def test_a_clip_and_a_comparison_from_a_folder(run, tmp_path):
+    """Every option that names a file of the model, as docs/lumos1.md has them."""
+    (tmp_path / "weights").mkdir()
+    write_folder(tmp_path / "weights" / "stage")
+    words, codec = tmp_path / "words", write_codec(tmp_path / "codec")
+    words.mkdir()
+    (tmp_path / "weights" / "stage" / "tokenizer.json").rename(words / "tokenizer.json")
+    source = (
+        "--model", tmp_path / "weights", "--subfolder", "stage", "--codec", codec,
+        "--tokenizer", words, "--device", "cpu", "--dtype", "float32",
+        "--size", "64x32", "--steps", 1, "--frames", 5,
+    )  # fmt: skip
+    code, printed, err = run(
+        "generate", "a cat in fresh snow", *source, "--out", tmp_path / "c.mp4", "--json"
+    )
+    made = json.loads(printed)
+    assert (code, err) == (0, "") and made["workload"]["model"] == "weights/stage"
+    assert made["environment"]["dtype"] == "float32"
+    code, _, err = run("compare", "a cat in fresh snow", *source, "--out", tmp_path / "out")
+    assert (code, err) == (0, "") and (tmp_path / "out" / "report.html").exists()
