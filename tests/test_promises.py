@@ -16,7 +16,7 @@ import torch
 from packcache import policies, positions
 from packcache.cache import FrameCache, TrainedRangeWarning
 from packcache.errors import CacheStateError
-from packcache.lumos import decode
+from packcache.lumos import attend
 from packcache.lumos.decode import Decoder
 from packcache.lumos.vocab import Prefix, Vocab
 from packcache.policies import (
@@ -280,13 +280,13 @@ def test_a_draft_leaves_no_trace(tiny, policy):
     noisy = recorder(tiny, policy)
     forward = Decoder._forward
 
-    def with_garbage(self, ids, rotary):
+    def with_garbage(self, ids, *arguments):
         before = kv_bytes_of(self)
-        forward(self, ids.flip(-1), rotary)
+        forward(self, ids.flip(-1), *arguments)
         assert kv_bytes_of(self) == before
         for cache in self.caches:
             cache.rollback()
-        return forward(self, ids, rotary)
+        return forward(self, ids, *arguments)
 
     noisy._forward = with_garbage.__get__(noisy)
     noisy.run(LATENTS, picture(tiny))
@@ -302,7 +302,7 @@ def test_the_order_of_kept_tokens_does_not_matter(tiny64):
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(store.length))
 
     def forward() -> torch.Tensor:
-        return Decoder._forward(run, ids, run._rotary()).clone()
+        return Decoder._forward(run, ids, run.tables.at(run.frame)).clone()
 
     with torch.inference_mode():
         run._open(Role.HISTORY)
@@ -375,7 +375,7 @@ def rebase_error(model) -> float:
 def test_mutation_no_history(tiny64, monkeypatch):
     """Each frame sees itself only."""
     update = FrameCache.update
-    monkeypatch.setattr(FrameCache, "update", lambda *a: (update(*a), a[2:4])[1])
+    monkeypatch.setattr(FrameCache, "update", lambda *a, **_: (update(*a), a[2:4])[1])
     assert absolute_error(tiny64) > VISIBLE
 
 
@@ -404,7 +404,7 @@ def test_mutation_stale_draft(tiny64, monkeypatch):
     """The first draft's K/V stay, later forwards write nothing."""
     update, seen = KVStore.update, {}
 
-    def stale(self, layer, keys, values):
+    def stale(self, layer, keys, values, rows=None):
         first = seen.setdefault((id(self), layer, self.length), (keys.clone(), values.clone()))
         return update(self, layer, *first)
 
@@ -428,7 +428,7 @@ def test_mutation_leaking_branch_keys(tiny64, monkeypatch):
     """The unconditional branch attends to the conditional one's keys and values."""
     update = FrameCache.update
 
-    def leak(self, layer, keys, values, branch=0):
+    def leak(self, layer, keys, values, branch=0, rows=None):
         seen = update(self, layer, keys, values, branch)
         store = self.stores[0]
         end = store.length + store.draft
@@ -448,14 +448,13 @@ def test_mutation_leaking_branch_text(tiny64, monkeypatch):
 @pytest.mark.parametrize("measure", [absolute_error, rebase_error])
 def test_mutation_duplicated_chunk(tiny64, monkeypatch, measure):
     """The newest frame is attended to twice."""
-    attention = decode.grouped_attention
+    attention = attend.attend
 
-    def twice(q, keys, values, *, causal=False):
-        again = 0 if causal else 24
-        keys, values = (torch.cat((x, x[:, len(x[0]) - again :]), dim=1) for x in (keys, values))
-        return attention(q, keys, values, causal=causal)
+    def twice(q, keys, values):
+        keys, values = (torch.cat((x, x[:, len(x[0]) - 24 :]), dim=1) for x in (keys, values))
+        return attention(q, keys, values)
 
-    monkeypatch.setattr(decode, "grouped_attention", twice)
+    monkeypatch.setattr(attend, "attend", twice)
     assert measure(tiny64) > VISIBLE
 
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,8 +79,8 @@ class Recorder(Decoder):
         self.results: list = []
         self.kv: list[list[bytes]] = []
 
-    def _forward(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        hidden = super()._forward(ids, rotary)
+    def _forward(self, ids: Tensor, *arguments: Any) -> Tensor:
+        hidden = super()._forward(ids, *arguments)
         self.forwards.append(Forward(self.frame, ids.clone(), hidden.clone()))
         return hidden
 

@@ -116,15 +116,23 @@ class FrameCache:
             store.open(draft)
 
     def update(
-        self, layer: int, keys: Tensor, values: Tensor, branch: int = 0
+        self,
+        layer: int,
+        keys: Tensor,
+        values: Tensor,
+        branch: int = 0,
+        *,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Write the open frame's K and V `[H, L, D]`; returns views `[H, S + L, D]` to attend to.
 
-        Keys are given already rotated by their absolute position.
+        Keys are given already rotated by their absolute position. With `rows` (int64 `[n]`, offsets
+        into the frame) only those are given, `[H, n, D]`; the others are as the forward before left
+        them, which must have written all. A commit needs a forward of all rows.
         """
         if not self._open:
             raise CacheStateError("update without an open frame: call open(span) first")
-        return self.stores[branch].update(layer, keys, values)
+        return self.stores[branch].update(layer, keys, values, rows)
 
     def rollback(self) -> None:
         """Forget the draft; the frame stays open for the next forward."""

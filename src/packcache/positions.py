@@ -54,13 +54,18 @@ def temporal_pairs(head_dim: int, table: tuple[int, ...] = MM_ROPE_AXES) -> Tens
     return (pair_axes(head_dim, table) == 0).nonzero().squeeze(1)
 
 
+def needs_float64(position_ids: Tensor) -> bool:
+    """Do these ids `[5, L]` reach so far that float32 angles are too coarse?"""
+    return int(position_ids[:FLAG].abs().max()) >= FLOAT64_FROM
+
+
 def rotary_angles(position_ids: Tensor, inv_freq: Tensor, axes: Tensor) -> Tensor:
     """Angles `[L, D/2]` of position ids `[5, L]`: float32 products, float64 beyond `FLOAT64_FROM`.
 
     The order float32(position) * float32(frequency) is upstream's and is kept to the bit. Give the
     ids on the host: how far they reach decides the precision, and a device would have to be asked.
     """
-    wide = inv_freq.dtype == torch.float64 or int(position_ids[:4].abs().max()) >= FLOAT64_FROM
+    wide = inv_freq.dtype == torch.float64 or needs_float64(position_ids)
     position_ids = position_ids.to(inv_freq.device)
     spatial = position_ids[1 + axes].T  # [L, D/2]: each pair looks up its own axis
     index = position_ids[TEXT].unsqueeze(1)  # [L, 1]

@@ -39,6 +39,7 @@ class KVStore:
         self._keys = [self._empty(0) for _ in range(layers)]
         self._values = [self._empty(0) for _ in range(layers)]
         self._written = [False] * layers
+        self._filled = [False] * layers  # whole draft written since it was opened
 
     def _empty(self, capacity: int) -> Tensor:
         size = (self.kv_heads, capacity, self.head_dim)
@@ -71,11 +72,24 @@ class KVStore:
                 f"{self.length} committed + {draft} draft tokens exceed capacity {self.capacity}"
             )
         self.draft = draft
+        self._filled = [False] * self.layers
         self.rollback()
 
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a layer's draft `[H, draft, D]`; returns views of all K and V to attend to."""
-        expected = (self.kv_heads, self.draft, self.head_dim)
+    def update(
+        self, layer: int, keys: Tensor, values: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Write a layer's draft `[H, draft, D]`; returns views of all K and V to attend to.
+
+        With `rows` (int64 `[n]`, offsets into the draft) keys and values `[H, n, D]` replace those
+        of a draft that was written whole before; a commit needs a whole one again.
+        """
+        count = self.draft if rows is None else len(rows)
+        expected = (self.kv_heads, count, self.head_dim)
+        if rows is not None and not self._filled[layer]:
+            raise CacheStateError(
+                f"layer {layer} was given {count} rows of a draft of {self.draft} tokens that was "
+                "never written whole: give all rows first"
+            )
         if tuple(keys.shape) != expected or tuple(values.shape) != expected:
             raise CacheStateError(
                 f"keys {tuple(keys.shape)} and values {tuple(values.shape)}, "
@@ -86,9 +100,14 @@ class KVStore:
                 f"keys are {keys.dtype}, expected {self.dtype} as the cache holds"
             )
         end = self.length + self.draft
-        self._keys[layer][:, self.length : end] = keys
-        self._values[layer][:, self.length : end] = values
-        self._written[layer] = True
+        for tensor, new in ((self._keys[layer], keys), (self._values[layer], values)):
+            draft = tensor[:, self.length : end]
+            if rows is None:
+                draft[:] = new
+            else:
+                draft.index_copy_(1, rows, new)
+        self._written[layer] = rows is None
+        self._filled[layer] = True
         return self._keys[layer][:, :end], self._values[layer][:, :end]
 
     def rollback(self) -> None:

@@ -12,6 +12,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,21 +234,21 @@ class Watched(Decoder):
     steps_seen = 0
     _denoising = False
 
-    def _denoise(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _denoise(self, ids: Tensor, *arguments: Any) -> Tensor:
         self._denoising = True
         try:
-            return super()._denoise(ids, rotary)
+            return super()._denoise(ids, *arguments)
         finally:
             self._denoising = False
             if ON_CUDA:
                 torch.cuda.set_sync_debug_mode("default")
 
-    def _forward(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _forward(self, ids: Tensor, *arguments: Any) -> Tensor:
         if self._denoising:  # the frame's noise has been copied by now
             self.steps_seen += 1
             if ON_CUDA:
                 torch.cuda.set_sync_debug_mode("error")
-        return super()._forward(ids, rotary)
+        return super()._forward(ids, *arguments)
 
 
 class Asking(Watched):

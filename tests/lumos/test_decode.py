@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from packcache.errors import GenerationError, InputError, InvalidSetting
 from packcache.lumos import decode
@@ -223,21 +222,6 @@ def test_given_codes_must_fit_the_grid_and_the_codec(tiny):
     with pytest.raises(InputError, match=rf"expected 0\.\.{most}: they come from another codec"):
         run.give(torch.full_like(codes, most + 1))
     assert run.give(codes).given
-
-
-def test_any_memory_layout_of_an_attention_kernel_will_do(monkeypatch):
-    """The memory-efficient kernel gives its output with the axes of queries and heads swapped."""
-    torch.manual_seed(0)
-    q, k, v = torch.randn(4, 5, 32), torch.randn(2, 9, 32), torch.randn(2, 9, 32)
-    expected = decode.grouped_attention(q, k, v)
-    kernel = F.scaled_dot_product_attention
-
-    def swapped(*arguments, **options):
-        out = kernel(*arguments, **options)
-        return out.transpose(1, 2).contiguous().transpose(1, 2)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", swapped)
-    assert torch.equal(decode.grouped_attention(q, k, v), expected)
 
 
 @pytest.mark.parametrize("where", ["prefill", "give", "generate"])

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from packcache.lumos.config import SIZES
-from packcache.lumos.decode import grouped_attention
 from packcache.lumos.model import HeadNorm, Lumos, RMSNorm
 from packcache.policies import PackCache
 from packcache.positions import text_positions
@@ -58,25 +57,6 @@ def test_head_norm_rows_serve_their_share_of_heads():
     assert torch.allclose(out[:, :, :2], plain[:, :, :2])
     assert torch.allclose(out[:, :, 2:], 3 * plain[:, :, 2:] + 1)
     assert norm(x.bfloat16()).dtype == torch.float32
-
-
-@pytest.mark.parametrize("heads, kv", [(4, 4), (4, 2), (6, 2), (4, 1)])
-@pytest.mark.parametrize("causal", [False, True])
-def test_grouped_attention_repeats_no_key_but_says_the_same(heads, kv, causal):
-    """lumos1-spec 1.1: query head h reads key head h // group."""
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randn(heads, 7, 32, generator=generator, dtype=torch.float64)
-    k, v = (
-        torch.randn(kv, 7 if causal else 19, 32, generator=generator, dtype=torch.float64)
-        for _ in range(2)
-    )
-    got = grouped_attention(q, k, v, causal=causal)
-    for head in range(heads):
-        scores = q[head] @ k[head // (heads // kv)].T / 32**0.5
-        if causal:
-            scores = scores.masked_fill(~torch.ones(7, 7, dtype=torch.bool).tril(), -torch.inf)
-        want = scores.softmax(-1) @ v[head // (heads // kv)]
-        assert torch.allclose(got[head], want, atol=1e-12)
 
 
 def test_the_head_gives_the_columns_it_is_asked_for(tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -181,8 +182,8 @@ class Sends(RehearsalDecoder):
 class Hoards(RehearsalDecoder):
     """Keeps the hidden states of every step."""
 
-    def _forward(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        self.hoard = [*getattr(self, "hoard", []), super()._forward(ids, rotary)]
+    def _forward(self, ids: Tensor, *arguments: Any) -> Tensor:
+        self.hoard = [*getattr(self, "hoard", []), super()._forward(ids, *arguments)]
         return self.hoard[-1]
 
 
@@ -220,13 +221,11 @@ def test_a_loop_that_takes_more_than_planned_is_seen():
 
 
 def test_a_loop_that_relies_on_where_flash_attention_writes_is_caught(monkeypatch):
-    def grouped(q: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
-        if causal:
-            return torch.empty_like(q)
+    def grouped(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         stacked = q.reshape(1, len(keys), -1, q.shape[-1])
         return F.scaled_dot_product_attention(stacked, keys[None], values[None]).view(q.shape)
 
-    monkeypatch.setattr("packcache.lumos.decode.grouped_attention", grouped)
+    monkeypatch.setattr("packcache.lumos.attend.attend", grouped)
     mutant()
     with pytest.raises(ValueError, match="Cannot view a tensor"):
         mutant(dtype=torch.float32)

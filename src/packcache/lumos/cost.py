@@ -7,15 +7,32 @@ Multiply-adds count two. Linear layers and the head see every row once a forward
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from packcache.lumos.config import LumosConfig
-from packcache.lumos.schedule import Sampling, cosine_counts
+from packcache.lumos.schedule import Sampling, undecided
+from packcache.reuse import StepReuse
 from packcache.timeline import FrameLayout
 
 __all__ = [
-    "attention_operations", "attention_share", "clip_operations", "frame_operations",
-    "linear_parameters", "stock_frame_operations",
+    "Operations", "attention_operations", "attention_share", "clip_operations", "clip_work",
+    "frame_work", "linear_parameters", "stock_frame_operations",
 ]  # fmt: skip
+
+_EXACT = StepReuse()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operations:
+    """Operations of a latent frame, all branches and forwards, by the kind of kernel."""
+
+    linear: int
+    attention: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.attention + self.head
 
 
 def linear_parameters(config: LumosConfig) -> int:
@@ -39,28 +56,60 @@ def attention_share(config: LumosConfig, layout: FrameLayout, held: int) -> floa
     return attention / (attention + 2 * linear_parameters(config) * layout.tokens)
 
 
-def frame_operations(
-    config: LumosConfig, layout: FrameLayout, sampling: Sampling, held: int, *, given: bool = False
-) -> int:
-    """Operations of one latent frame on top of `held` tokens: branches, steps and the commit."""
-    forwards = 1 if given else sampling.steps + 1
-    linear = 2 * linear_parameters(config) * layout.tokens
-    attention = attention_operations(config, layout, held)
-    rows = 0 if given else layout.content
-    for count in [] if given else cosine_counts(layout.content, sampling.steps)[:-1]:
-        rows += max(1, count)
-    head = 2 * rows * config.hidden_size * config.token_ids.num_codes
-    return sampling.branches * (forwards * (linear + attention) + head)
+def frame_work(
+    config: LumosConfig,
+    layout: FrameLayout,
+    sampling: Sampling,
+    held: int,
+    *,
+    given: bool = False,
+    reuse: StepReuse = _EXACT,
+) -> Operations:
+    """One latent frame on top of `held` tokens: all branches, steps and the commit."""
+    rows = attended = 0  # token rows of the network; pairs of a query and a key, layers summed
+    left = [] if given else undecided(layout.content, sampling.steps)
+    layers = config.num_hidden_layers
+    for work in reuse.works(left):
+        all_rows = layout.tokens if work.rows is None else work.rows
+        fresh = all_rows if work.fresh is None else work.fresh
+        first = all_rows if work.fresh_first is None else work.fresh_first
+        history = fresh * (layers - 1) + first if reuse.keeps_history else all_rows * layers
+        rows += all_rows
+        attended += all_rows * layout.tokens * layers + history * held
+    rows += layout.tokens  # the commit
+    attended += layout.tokens * (held + layout.tokens) * layers
+    codes = config.token_ids.num_codes
+    return Operations(
+        linear=sampling.branches * 2 * linear_parameters(config) * rows,
+        attention=sampling.branches * 4 * config.hidden_size * attended,
+        head=sampling.branches * 2 * config.hidden_size * codes * sum(left),
+    )
 
 
 def stock_frame_operations(
     config: LumosConfig, layout: FrameLayout, sampling: Sampling, held: int
 ) -> int:
-    """As `frame_operations`, upstream's way: every row through the head, all ids, commits too."""
+    """As `frame_work`, upstream's way: every row through the head, all ids, commits too."""
     linear = 2 * linear_parameters(config) * layout.tokens
     head = 2 * layout.tokens * config.hidden_size * config.vocab_size
     forward = linear + attention_operations(config, layout, held) + head
     return 2 * (sampling.steps + 1) * forward
+
+
+def clip_work(
+    config: LumosConfig,
+    layout: FrameLayout,
+    sampling: Sampling,
+    held: Sequence[int],
+    *,
+    given: int = 0,
+    reuse: StepReuse = _EXACT,
+) -> list[Operations]:
+    """The work of each latent frame; `held` are the tokens held before each of them."""
+    return [
+        frame_work(config, layout, sampling, tokens, given=number < given, reuse=reuse)
+        for number, tokens in enumerate(held)
+    ]
 
 
 def clip_operations(
@@ -70,9 +119,8 @@ def clip_operations(
     held: Sequence[int],
     *,
     given: int = 0,
+    reuse: StepReuse = _EXACT,
 ) -> list[int]:
-    """Operations of each latent frame; `held` are the tokens held before each of them."""
-    return [
-        frame_operations(config, layout, sampling, tokens, given=number < given)
-        for number, tokens in enumerate(held)
-    ]
+    """Operations of each latent frame, as `clip_work`."""
+    work = clip_work(config, layout, sampling, held, given=given, reuse=reuse)
+    return [frame.total for frame in work]

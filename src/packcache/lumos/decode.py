@@ -17,24 +17,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from packcache.cache import FrameCache
 from packcache.errors import GenerationError, InputError, InvalidSetting, is_out_of_memory
 from packcache.lumos import schedule
-from packcache.lumos.model import Attend, Lumos
+from packcache.lumos.attend import CachedAttention, ReusedAttention, StepRows, causal_attention
+from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import Draws, Sampling
+from packcache.lumos.tables import FrameTables
 from packcache.lumos.vocab import Prefix, Vocab
 from packcache.policies import FullCache, Policy
 from packcache.positions import PositionMode, RebaseRule, Rotation, text_positions
+from packcache.reuse import StepReuse
 from packcache.timeline import FrameLayout, Role, Span
 
 #: Logits are made for so many rows at a time that one float32 copy of them is at most this large:
 #: all rows of a 672x384 frame over 64,000 codes would be 1 GB a copy, and sampling makes several.
 HEAD_BYTES = 128 << 20
 
-__all__ = ["HEAD_BYTES", "CachedAttention", "Decoder", "FrameResult", "Step", "causal_attention"]
+__all__ = ["HEAD_BYTES", "Decoder", "FrameResult", "Step"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,36 +81,6 @@ class Step:
     logits: Tensor
 
 
-class CachedAttention:
-    """Attention of an open frame over everything held and itself: one unmasked call per branch."""
-
-    def __init__(self, caches: Sequence[FrameCache], branches: int) -> None:
-        self.rows = [(cache, branch) for cache in caches for branch in range(branches)]
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(q)
-        for row, (cache, branch) in enumerate(self.rows):
-            keys, values = cache.update(layer, k[row], v[row], branch)
-            out[row] = grouped_attention(q[row], keys, values)
-        return out
-
-
-def grouped_attention(q: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
-    """Unmasked attention of q `[H, L, D]` over `[KV, S, D]`; the heads of a group share their keys.
-
-    Without a mask the queries of a group can lie behind one another, `[KV, H/KV * L, D]`, so no
-    key is repeated. A causal call has one query a key and repeats nothing either way.
-    """
-    kv_heads = keys.shape[0]
-    if causal:
-        group = q.shape[0] // kv_heads
-        keys, values = (x.repeat_interleave(group, dim=0) for x in (keys, values))
-        return F.scaled_dot_product_attention(q[None], keys[None], values[None], is_causal=True)[0]
-    stacked = q.reshape(1, kv_heads, -1, q.shape[-1])
-    out = F.scaled_dot_product_attention(stacked, keys[None], values[None])
-    return out.reshape(q.shape)  # some kernels give the groups in another memory layout
-
-
 class Decoder:
     """The state of one call: caches of B prompts, the frames made so far, the sampler.
 
@@ -116,7 +88,8 @@ class Decoder:
         prefixes: one per prompt.
         draws: `draws(prompt, frame)` gives that frame's randomness.
         on_step: called with every `Step`; for tests and inspection.
-        all_rows: run the head on decided positions as well (slower, same tokens).
+        reuse: what a step may take from earlier steps of its frame; default nothing, exact.
+        all_rows: run the head on decided positions as well (slower, same tokens; exact only).
         latents: latent frames of the whole clip, if known; memory is then reserved at once.
     """
 
@@ -131,12 +104,16 @@ class Decoder:
         draws: Draws,
         positions: PositionMode = "rebase",
         rebase: RebaseRule = "trained",
+        reuse: StepReuse | None = None,
         on_step: Callable[[Step], None] | None = None,
         all_rows: bool = False,
         latents: int | None = None,
     ) -> None:
         if not prefixes:
             raise InvalidSetting("no prompt: expected at least one")
+        self.reuse = reuse or StepReuse()
+        if all_rows and not self.reuse.is_exact:
+            raise InvalidSetting(f"all_rows with {self.reuse}: expected exact steps")
         self.model, self.prefixes, self.layout, self.sampling = model, prefixes, layout, sampling
         self.draws, self.on_step, self.all_rows = draws, on_step, all_rows
         self.vocab = Vocab(model.config)
@@ -147,6 +124,8 @@ class Decoder:
         self.visible = np.ones(layout.tokens, dtype=bool)
         self.visible[layout.header + self.history] = False
         self.counts = schedule.cosine_counts(layout.content, sampling.steps)
+        self.undecided = schedule.undecided(layout.content, sampling.steps)
+        self.works = self.reuse.works(self.undecided)
         self.temperatures = schedule.temperatures(sampling.steps, sampling.temperature)
         self.device = model.lm_head.weight.device
         self.content = self.vocab.content(layout).to(self.device)
@@ -156,6 +135,10 @@ class Decoder:
             self._cache(prefix, policy or FullCache(), positions, rebase) for prefix in prefixes
         ]
         self.attend = CachedAttention(self.caches, self.branches)
+        self.attend_step = self._step_attention()
+        lengths = [n for prefix in prefixes for n in prefix.lengths[: self.branches]]
+        self.tables = FrameTables(model, self.vocab, layout, lengths)
+        self.blank = self.vocab.frame(layout).to(self.device)
         self.frame = 0
         self.generated = 0
         self.prefill_s = 0.0
@@ -180,6 +163,12 @@ class Decoder:
             dtype=self.model.lm_head.weight.dtype,
             device=self.device,
         )
+
+    def _step_attention(self) -> CachedAttention:
+        """The attention of denoising steps; commits and given frames are always exact."""
+        if self.reuse.keeps_history:
+            return ReusedAttention(self.caches, self.branches, self.layout.tokens)
+        return CachedAttention(self.caches, self.branches)
 
     def frames(self, given: Tensor | None = None) -> Iterator[FrameResult]:
         """Latent frames one by one: the given ones first, then generated ones, `latents` in all.
@@ -226,10 +215,10 @@ class Decoder:
         with self._memory(f"latent frame {self.frame}"):
             if as_generated:
                 self._open(Role.HISTORY)
-                self._commit_generated(ids, self._rotary())
+                self._commit_generated(ids, self.tables.at(self.frame))
             else:
                 self._open(Role.IMAGE if self.frame == 0 else Role.HISTORY)
-                self._forward(ids.to(self.device), self._rotary())
+                self._forward(ids.to(self.device), self.tables.at(self.frame))
                 self._commit(ids, visible=None)
         return self._result(ids, start, given=True)
 
@@ -244,8 +233,8 @@ class Decoder:
         if known is not None:
             self._tell(ids, known)
         self._open(Role.HISTORY)
-        chosen = torch.arange(self.layout.content, device=self.device).expand(len(ids), -1)
-        logits = self._guided(self._forward(ids, self._rotary()), chosen)
+        hidden = self._forward(ids, self.tables.at(self.frame))
+        logits = self._guided(hidden, self.content.expand(len(ids), -1))
         for cache in self.caches:
             cache.close()
         return logits
@@ -256,12 +245,29 @@ class Decoder:
         start = self._now()
         with self._memory(f"latent frame {self.frame}"):
             self._open(Role.HISTORY)
-            rotary = self._rotary()
+            rotary = self.tables.at(self.frame)
             ids = self._blank()
             finished = self._read_back(ids, self._denoise(ids, rotary))
             self._commit_generated(finished, rotary)
         self.generated += 1
         return self._result(finished, start, given=False)
+
+    @torch.inference_mode()
+    def rehearse(self, steps: Sequence[int] | None = None) -> tuple[float, float]:
+        """Make the next latent frame and forget it: seconds of its steps, and of its last forward.
+
+        For timing. Steps may be named, in order: those alone are made.
+        """
+        self._open(Role.HISTORY)
+        start = self._now()
+        rotary, ids = self.tables.at(self.frame), self._blank()
+        self._denoise(ids, rotary, steps)
+        between = self._now()
+        self._forward(ids, rotary)
+        end = self._now()
+        for cache in self.caches:
+            cache.close()
+        return between - start, end - between
 
     def _check_given(self, codes: Tensor) -> None:
         expected = (len(self.caches), self.layout.rows, self.layout.cols)
@@ -302,20 +308,9 @@ class Decoder:
         for cache in self.caches:
             cache.open(Span.of_frame(role, self.frame, self.layout))
 
-    def _rotary(self) -> tuple[Tensor, Tensor]:
-        """cos and sin `[G, 1, P, D/2]` of the open frame in every branch."""
-        tables = [
-            self.model.rotary(self.vocab.frame_positions(length, self.frame, self.layout))
-            for prefix in self.prefixes
-            for length in prefix.lengths[: self.branches]
-        ]
-        cos, sin = zip(*tables, strict=True)
-        return torch.stack(cos)[:, None], torch.stack(sin)[:, None]
-
     def _blank(self) -> Tensor:
         """Token ids `[B, P]` of frames of which nothing is decided."""
-        blank = self.vocab.frame(self.layout)
-        return blank.expand(len(self.caches), -1).clone().to(self.device)
+        return self.blank.expand(len(self.caches), -1).clone()
 
     def _tell(self, ids: Tensor, known: Tensor) -> None:
         """Write the codes `known [B, N]` into frames `[B, P]`, but for negative ones."""
@@ -329,35 +324,75 @@ class Decoder:
         told = (known + self.vocab.ids.video_lo).to(ids.dtype)
         ids[:, self.content] = torch.where(known < 0, ids[:, self.content], told)
 
-    def _forward(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Hidden states `[B, branches, P, hidden]` of frames `[B, P]`."""
+    def _forward(
+        self,
+        ids: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attend: CachedAttention | None = None,
+    ) -> Tensor:
+        """Hidden states `[B, branches, L, hidden]` of frames `[B, P]`, or of the rows attended."""
+        attend = attend or self.attend
+        if attend.rows is not None:
+            ids = ids.gather(1, attend.rows)
+            index = attend.rows.repeat_interleave(self.branches, dim=0)[:, None, :, None]
+            cos, sin = (t.gather(2, index.expand(-1, -1, -1, t.shape[-1])) for t in rotary)
+            rotary = cos, sin
         rows = ids.repeat_interleave(self.branches, dim=0)
-        return self.model(rows, rotary, self.attend).unflatten(0, (-1, self.branches))
+        return self.model(rows, rotary, attend).unflatten(0, (-1, self.branches))
 
-    def _denoise(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Fill the content of `ids [B, P]` in place; returns whether all logits were finite."""
-        steps = self.sampling.steps
+    def _denoise(
+        self, ids: Tensor, rotary: tuple[Tensor, Tensor], steps: Sequence[int] | None = None
+    ) -> Tensor:
+        """Fill the content of `ids [B, P]` in place; returns whether all logits were finite.
+
+        Only some of the steps, if named, leave tokens masked: to be timed, not to be kept.
+        """
         draws = schedule.stack_draws(
             [self.draws(prompt, self.frame) for prompt in range(len(self.caches))], self.device
         )
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        rows = self.layout.content
-        for step in range(steps):
+        before = torch.zeros(len(ids), self.layout.content, dtype=torch.bool, device=self.device)
+        for step in range(self.sampling.steps) if steps is None else steps:
             tokens = ids[:, self.content]
-            hidden = self._forward(ids, rotary)
+            known = tokens != self.vocab.ids.mask
+            which = self._step_rows(step, known, before)
+            self.attend_step.begin(self.works[step], which)
+            hidden = self._forward(ids, rotary, self.attend_step)
             for cache in self.caches:
                 cache.rollback()
-            known = tokens != self.vocab.ids.mask
-            chosen = known.long().argsort(dim=1, stable=True)  # undecided positions first
-            chosen = chosen[:, : self.layout.content if self.all_rows else rows]
-            new, selected = self._choose(hidden, tokens, known, chosen, draws, step)
+            new, selected = self._choose(hidden, tokens, known, which, draws, step)
             del hidden  # or the next forward would run beside it
             finite &= selected.isfinite().all()
-            if step < steps - 1:
+            if step < self.sampling.steps - 1:
                 new = self._remask(new, selected, known, draws, step)
             ids[:, self.content] = new
-            rows = max(1, self.counts[step])
+            before = known
         return finite
+
+    def _step_rows(self, step: int, known: Tensor, before: Tensor) -> StepRows:
+        """Who is computed and decided in a step, from what is decided `[B, N]`, and was a step ago.
+
+        As many for every prompt as the schedule says, so that no device is asked. Where equal
+        confidences decided more tokens together, some decided ones are among them and stay so.
+        """
+        work, left = self.works[step], self.undecided[step]
+        if self.reuse.is_exact:
+            count = self.layout.content if self.all_rows else left
+            chosen = known.long().argsort(dim=1, stable=True)[:, :count]  # undecided ones first
+            return StepRows(chosen=chosen, place=self.content[chosen])
+        # 0 where decided in the step before, 1 where undecided, 2 where decided before that
+        order = ((~known).long() + 2 * before.long()).argsort(dim=1, stable=True)
+        chosen = order[:, work.moved : work.moved + left]
+        moved = self.content[order[:, : work.moved]]
+        if work.rows is None:
+            return StepRows(chosen=chosen, place=self.content[chosen], moved=moved)
+        place = torch.arange(work.moved, work.moved + left, device=self.device)
+        return StepRows(
+            chosen=chosen,
+            place=place.expand(len(known), -1),
+            rows=self.content[order[:, : work.rows]],
+            moved=moved,
+        )
 
     def _read_back(self, ids: Tensor, finite: Tensor) -> Tensor:
         """A finished frame's ids on the host: the one place where a frame waits for its device."""
@@ -368,10 +403,9 @@ class Decoder:
             )
         return ids.cpu()
 
-    def _guided(self, hidden: Tensor, chosen: Tensor) -> Tensor:
-        """Guided float32 logits `[B, rows, codes]` at the chosen content positions."""
-        where = self.content[chosen]  # [B, rows]
-        index = where[:, None, :, None].expand(-1, self.branches, -1, hidden.shape[-1])
+    def _guided(self, hidden: Tensor, place: Tensor) -> Tensor:
+        """Guided float32 logits `[B, rows, codes]` of rows `place` of hidden states."""
+        index = place[:, None, :, None].expand(-1, self.branches, -1, hidden.shape[-1])
         ids = self.vocab.ids
         logits = self.model.head(hidden.gather(2, index), ids.video_lo, ids.video_hi)
         if self.branches == 1:
@@ -384,13 +418,19 @@ class Decoder:
         hidden: Tensor,
         tokens: Tensor,
         known: Tensor,
-        chosen: Tensor,
+        which: StepRows,
         draws: schedule.FrameDraws,
         step: int,
     ) -> tuple[Tensor, Tensor]:
         """New tokens `[B, N]` and the probability of each (`KNOWN` where decided before)."""
+        chosen = which.chosen
         parts = [
-            self._draw(hidden, part, draws, step) for part in chosen.split(self.head_rows, dim=1)
+            self._draw(hidden, place, part, draws, step)
+            for place, part in zip(
+                which.place.split(self.head_rows, dim=1),
+                chosen.split(self.head_rows, dim=1),
+                strict=True,
+            )
         ]
         codes, picked, logits = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
         was_known = known.gather(1, chosen)
@@ -418,10 +458,15 @@ class Decoder:
         return new, selected
 
     def _draw(
-        self, hidden: Tensor, chosen: Tensor, draws: schedule.FrameDraws, step: int
+        self,
+        hidden: Tensor,
+        place: Tensor,
+        chosen: Tensor,
+        draws: schedule.FrameDraws,
+        step: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Codes `[B, rows]`, their probabilities, and the logits (none kept unless asked for)."""
-        logits = self._guided(hidden, chosen)
+        logits = self._guided(hidden, place)
         probs = logits.softmax(dim=-1)
         codes = schedule.pick(probs, draws, step, chosen, greedy=self.sampling.greedy)
         picked = probs.gather(-1, codes[..., None])[..., 0]
@@ -476,13 +521,3 @@ class Decoder:
         )
         self.frame += 1
         return result
-
-
-def causal_attention(cache: FrameCache, branch: int) -> Attend:
-    """Attention of a text prefix, the first thing in its cache: causal, one branch."""
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = cache.update(layer, k[0], v[0], branch)
-        return grouped_attention(q[0], keys, values, causal=True)[None]
-
-    return attend

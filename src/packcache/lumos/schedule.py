@@ -32,6 +32,7 @@ __all__ = [
     "remask",
     "stack_draws",
     "temperatures",
+    "undecided",
 ]
 
 KNOWN = torch.finfo(torch.float32).max
@@ -101,6 +102,17 @@ def cosine(steps: int) -> Tensor:
 def cosine_counts(tokens: int, steps: int) -> list[int]:
     """Raw count of tokens left masked after each step: `floor(N cos(pi/2 r))`; ends at -1."""
     return torch.floor(tokens * cosine(steps)).int().tolist()
+
+
+def undecided(tokens: int, steps: int) -> list[int]:
+    """Tokens still masked when each step begins, `[S]`: each step decides one at least.
+
+    Equal confidences at the cut are decided together, so there may be fewer (lumos1-spec 5.5.4).
+    """
+    left = [tokens]
+    for count in cosine_counts(tokens, steps)[:-1]:
+        left.append(max(1, min(left[-1] - 1, count)))
+    return left
 
 
 def temperatures(steps: int, start: float) -> list[float]:

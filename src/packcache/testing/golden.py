@@ -24,10 +24,10 @@ from torch import Tensor
 
 from packcache import positions
 from packcache.cache import FrameCache
-from packcache.lumos import image, schedule
+from packcache.lumos import attend, image, schedule
 from packcache.lumos.codec import FSQ
 from packcache.lumos.config import LumosConfig
-from packcache.lumos.decode import CachedAttention, Decoder, Step, causal_attention
+from packcache.lumos.decode import Decoder, Step
 from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import FrameDraws, Sampling
 from packcache.lumos.vocab import Prefix, Vocab
@@ -364,15 +364,15 @@ def _cached_branch(
         text=(len(prefix),),
         positions="absolute",
     )
-    attend = CachedAttention([cache], 1)
+    attention = attend.CachedAttention([cache], 1)
 
     def forward(ids: Tensor, frame: int) -> Tensor:
         rotary = model.rotary(vocab.frame_positions(len(prefix), frame, layout))
-        return model.head(model(ids[None], rotary, attend)[0])
+        return model.head(model(ids[None], rotary, attention)[0])
 
     cache.open(Span.text(len(prefix)))
     text = model.rotary(positions.text_positions(0, len(prefix)))
-    model(torch.tensor([prefix]), text, causal_attention(cache, 0))
+    model(torch.tensor([prefix]), text, attend.causal_attention(cache, 0))
     cache.commit()
     *given, current = parsed.frames
     for frame, ids in enumerate(given):

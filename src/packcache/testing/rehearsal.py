@@ -125,21 +125,21 @@ class RehearsalDecoder(Decoder):
         self.dtypes["K/V"] = ", ".join(sorted(map(str, kinds)))
         return result
 
-    def _denoise(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _denoise(self, *arguments: Any) -> Tensor:
         self._denoising = True
         try:
-            return super()._denoise(ids, rotary)
+            return super()._denoise(*arguments)
         finally:
             self._denoising = self.watch.on = False
 
-    def _forward(self, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _forward(self, *arguments: Any) -> Tensor:
         self.watch.on = self._denoising  # from the first step on: noise has been copied by now
-        hidden = super()._forward(ids, rotary)
+        hidden = super()._forward(*arguments)
         self.dtypes["hidden"] = str(hidden.dtype)
         return hidden
 
-    def _guided(self, hidden: Tensor, chosen: Tensor) -> Tensor:
-        logits = super()._guided(hidden, chosen)
+    def _guided(self, hidden: Tensor, place: Tensor) -> Tensor:
+        logits = super()._guided(hidden, place)
         self.dtypes["logits"] = str(logits.dtype)
         return logits
 
