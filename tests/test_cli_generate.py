@@ -54,6 +54,19 @@ def test_size_rate_and_duration_are_stated(run, tmp_path):
     assert code == 0 and (work["width"], work["height"], work["fps"]) == (64, 32, 8)
 
 
+def test_steps_that_reuse_earlier_ones_are_asked_for(run, tmp_path):
+    options = ("--frames", 5, "--steps", 4, "--json", "--out", tmp_path / "c.mp4")
+    for reuse, settings in (("fast", pc.parse_reuse("fast")), ("exact", pc.StepReuse())):
+        code, printed, _ = run("generate", PROMPT, *options, "--reuse", reuse)
+        work = json.loads(printed)["workload"]
+        assert code == 0 and pc.StepReuse(**work["reuse"]) == settings
+    lines = write_lines(tmp_path / "p.jsonl", {"prompt": PROMPT, "reuse": "rest_every=2"})
+    code, printed, _ = run("generate", "--prompts", lines, *options[:-1], tmp_path / "many")
+    assert code == 0
+    made = json.loads((tmp_path / "many" / "results.jsonl").read_text())
+    assert made["workload"]["reuse"]["rest_every"] == 2
+
+
 @pytest.mark.parametrize(
     "options, text",
     [
@@ -67,6 +80,7 @@ def test_size_rate_and_duration_are_stated(run, tmp_path):
             "both --checkpoint and --resume are given: --resume keeps it up too",
         ),
         ((PROMPT, "--positions", "here"), "positions is 'here', expected absolute or rebase"),
+        ((PROMPT, "--reuse", "most"), "reuse is 'most', expected exact, balanced, fast, or"),
         ((PROMPT, "--fps", 0), "fps is 0, expected at least 1"),
         ((PROMPT, "--seconds", -1), "seconds is -1, expected at least 1"),
         ((PROMPT, "--size", "0"), "size is 0, expected 32 to 4096"),

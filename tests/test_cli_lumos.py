@@ -40,12 +40,13 @@ def test_options_reach_the_plan(run):
         "plan", "--model", "digits", "--policy", "packcache:half_life=2", "--window", 3,
         "--guidance", 1, "--steps", 4, "--frames", 9, "--no-image", "--batch", 2, "--json",
         "--positions", "absolute", "--rebase", "slide", "--text-tokens", 33, "--budget", 0.5,
-        "--dtype", "float16",
+        "--dtype", "float16", "--reuse", "history_every=3",
     )  # fmt: skip
     work = json.loads(printed)["workload"]
     assert work["policy"] == "PackCache(budget=0.5, window=3, half_life=2)"
     assert (work["positions"], work["rebase"], work["text_tokens"]) == ("absolute", "slide", 33)
     assert (work["guidance"], work["steps"], work["frames"], work["prompts"]) == (1, 4, 9, 2)
+    assert work["reuse"] == {"history_every": 3, "rest_every": 1}
     assert work["image"] is False and work["dtype"] == "float16" and work["size"] == [96, 96]
 
 

@@ -201,3 +201,56 @@ def test_bytes_of_a_slot(dtype, size):
     assert (
         KVStore(layers=28, kv_heads=8, head_dim=128, dtype=torch.bfloat16).slot_bytes == 112 * 1024
     )
+
+
+# --- a draft written in part --------------------------------------------------------------------
+
+
+def test_some_rows_of_a_draft_are_written_again():
+    target = filled(4, room=6)
+    target.open(6)
+    write(target, 4, 6)
+    before = committed_bytes(target)
+    rows = torch.tensor([5, 0, 2])
+    for layer in range(LAYERS):
+        new = 500.0 + rows.float()[None, :, None].expand(HEADS, 3, SIZE)
+        keys, values = target.update(layer, new, -new, rows)
+        assert keys.shape == (HEADS, 10, SIZE)
+        plain = 1000.0 * layer
+        assert keys[0, :, 0].tolist() == [
+            *(plain + i for i in range(4)), 500, plain + 5, 502, plain + 7, plain + 8, 505,
+        ]  # fmt: skip
+        assert torch.equal(values, -keys)
+    assert committed_bytes(target) == before
+
+
+def test_rows_of_a_draft_that_was_never_whole_are_refused():
+    target = filled(4, room=12)
+    rows = torch.tensor([1])
+    for _ in range(2):  # a draft before the last opening does not count
+        target.open(6)
+        with pytest.raises(
+            CacheStateError, match="layer 0 was given 1 rows of a draft of 6 tokens"
+        ):
+            target.update(0, content(0, 1), content(0, 1), rows)
+        write(target, 4, 6)
+
+
+def test_a_draft_written_in_part_is_not_committed():
+    target = filled(4, room=6)
+    target.open(6)
+    write(target, 4, 6)
+    target.rollback()
+    for layer in range(LAYERS):
+        target.update(layer, content(0, 1, layer), -content(0, 1, layer), torch.tensor([1]))
+    assert not target.complete
+    with pytest.raises(CacheStateError, match=r"layers \[0, 1, 2\] wrote no K/V"):
+        target.commit()
+
+
+def test_rows_have_as_many_keys_as_they_say():
+    target = filled(4, room=6)
+    target.open(6)
+    write(target, 4, 6)
+    with pytest.raises(CacheStateError, match=r"expected \(2, 2, 4\)"):
+        target.update(0, content(0, 3), content(0, 3), torch.tensor([1, 2]))

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from packcache.policies import SlidingWindow as SlidingWindow
     from packcache.policies import UniformHistory as UniformHistory
     from packcache.policies import parse_policy as parse_policy
+    from packcache.reuse import StepReuse as StepReuse
+    from packcache.reuse import parse_reuse as parse_reuse
     from packcache.timeline import FrameLayout as FrameLayout
     from packcache.timeline import Role as Role
     from packcache.timeline import Span as Span
@@ -76,6 +78,7 @@ _HOMES = {
         "UniformHistory",
         "parse_policy",
     ),
+    "packcache.reuse": ("StepReuse", "parse_reuse"),
     "packcache.timeline": ("FrameLayout", "Role", "Span", "Timeline"),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}

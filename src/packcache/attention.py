@@ -43,7 +43,7 @@ def attend_causal(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def attend_lse(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """As `attend`, with each query's log-sum-exp of its scores `[H, L]`: float32, or float64 as q."""
+    """As `attend`, with each query's log-sum-exp of its scores `[H, L]`, float32 (float64 as q)."""
     parts = _fused(_stacked(q, keys), keys[None], values[None])
     if parts is None:
         return attend_lse_plain(q, keys, values)
@@ -82,8 +82,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
     if q.device.type != "cuda" or q.dtype == torch.float64:
         return None
-    narrow = q.dtype in (torch.float16, torch.bfloat16)
-    if narrow and torch.cuda.get_device_capability(q.device) >= _FLASH_FROM:
+    old = torch.cuda.is_available() and torch.cuda.get_device_capability(q.device) < _FLASH_FROM
+    if q.dtype != torch.float32 and not old:
         return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
     out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
     return out, lse[..., : q.shape[-2]]  # its rows are rounded up to whole blocks

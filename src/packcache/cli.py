@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import packcache
-from packcache import cli_evaluate, cli_generate, cli_lumos
+from packcache import cli_bench, cli_evaluate, cli_generate, cli_lumos
 from packcache.cli_options import (
     POLICIES_HELP,
     AsJson,
@@ -27,6 +27,7 @@ from packcache.cli_options import (
     ModelName,
     Positions,
     Rebase,
+    Reuse,
     Seconds,
     Seed,
     SizeText,
@@ -72,6 +73,7 @@ def _options(
 
 
 app.command()(cli_generate.generate)
+app.command()(cli_bench.bench)
 app.command()(cli_lumos.plan)
 app.command()(cli_lumos.doctor)
 
@@ -96,6 +98,7 @@ def compare(
     guidance: Guidance = None,
     positions: Positions = "rebase",
     rebase: Rebase = "trained",
+    reuse: Reuse = "exact",
     out: Annotated[Path, typer.Option(help="folder for video, report and JSON")] = Path("out"),
     as_json: AsJson = False,
 ) -> None:
@@ -106,7 +109,7 @@ def compare(
     )  # fmt: skip
     comparison, paths = _compare(
         prompt, policies, out, source=source, image=image, frames=frames, seed=seed,
-        positions=positions, rebase=rebase, size=parse_size(size),
+        positions=positions, rebase=rebase, reuse=reuse, size=parse_size(size),
         **given(steps=steps, guidance=guidance, fps=fps, seconds=seconds),
     )  # fmt: skip
     if as_json:

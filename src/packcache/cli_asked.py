@@ -36,10 +36,15 @@ class Asked:
         from packcache.models import usual
         from packcache.policies import parse_policy
         from packcache.positions import PositionMode, RebaseRule
+        from packcache.reuse import parse_reuse
         from packcache.video import at_rate, read_image, read_video
 
         own = usual(source.name)
-        ready = {**told, "policy": parse_policy(told["policy"])}
+        ready = {
+            **told,
+            "policy": parse_policy(told["policy"]),
+            "reuse": parse_reuse(told["reuse"]),
+        }
         for name, known in (("positions", PositionMode), ("rebase", RebaseRule)):
             if told[name] not in get_args(known):
                 words = " or ".join(get_args(known))
@@ -91,6 +96,7 @@ class Asked:
             image="image" in self.settings or self.video is not None,
             positions=self.settings["positions"],
             rebase=self.settings["rebase"],
+            reuse=self.settings["reuse"],
             memory=memory,
         ).check()
 

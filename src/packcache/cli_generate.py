@@ -24,6 +24,7 @@ from packcache.cli_options import (
     PolicyText,
     Positions,
     Rebase,
+    Reuse,
     Seconds,
     Seed,
     SizeText,
@@ -56,6 +57,7 @@ _PER_LINE = {
     "policy": str,
     "positions": str,
     "rebase": str,
+    "reuse": str,
 }
 
 PromptText = Annotated[str | None, typer.Argument(help="what to show, e.g. 'a red 3 moving right'")]
@@ -99,6 +101,7 @@ def generate(
     guidance: Guidance = None,
     positions: Positions = "rebase",
     rebase: Rebase = "trained",
+    reuse: Reuse = "exact",
     checkpoint: Checkpoint = None,
     resume: Resume = None,
     out: Out = None,
@@ -112,7 +115,7 @@ def generate(
     )  # fmt: skip
     settings = given(
         image=image, video=video, frames=frames, size=size, fps=fps, seconds=seconds, seed=seed,
-        steps=steps, guidance=guidance, positions=positions, rebase=rebase,
+        steps=steps, guidance=guidance, positions=positions, rebase=rebase, reuse=reuse,
         policy=with_settings(policy, budget=budget, window=window),
     )  # fmt: skip
     if checkpoint and resume:

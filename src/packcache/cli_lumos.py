@@ -20,6 +20,7 @@ from packcache.cli_options import (
     Model,
     Positions,
     Rebase,
+    Reuse,
     Seed,
     SizeText,
     Steps,
@@ -57,6 +58,7 @@ def plan(
     dtype: Dtype = None,
     positions: Positions = "rebase",
     rebase: Rebase = "trained",
+    reuse: Reuse = "exact",
     image: Annotated[bool, typer.Option(help="with a condition image")] = True,
     text_tokens: Annotated[
         int | None, typer.Option(help="tokens of the prompt, header included [200]")
@@ -75,6 +77,7 @@ def plan(
     from packcache.lumos.plan import plan as make
     from packcache.models import usual
     from packcache.policies import parse_policy
+    from packcache.reuse import parse_reuse
 
     source = Model(name=model, subfolder=subfolder, device=device, dtype=dtype)
     config, own = SIZES.get(model) or source.config(), usual(model)
@@ -90,6 +93,7 @@ def plan(
         engine=engine,  # type: ignore[arg-type]
         positions=positions,  # type: ignore[arg-type]
         rebase=rebase,  # type: ignore[arg-type]
+        reuse=parse_reuse(reuse),
         dtype=dtype or ("bfloat16" if model in SIZES else source.stored_dtype),
         sampling=replace(own.sampling, **given(steps=steps, guidance=guidance)),
         **given(text_tokens=text_tokens),

@@ -44,6 +44,14 @@ Positions = Annotated[str, typer.Option("--positions", help="rebase or absolute"
 Rebase = Annotated[
     str, typer.Option("--rebase", help="trained (as far as needed) or slide (paper)")
 ]
+Reuse = Annotated[
+    str,
+    typer.Option(
+        "--reuse",
+        help="exact, balanced, fast, or history_every=4,rest_every=8: steps that reuse earlier "
+        "ones; approximate unless exact",
+    ),
+]
 PolicyText = Annotated[str, typer.Option("--policy", help=POLICIES_HELP)]
 BudgetText = Annotated[
     str | None, typer.Option("--budget", help="latent frames, or 4084tok, 512MiB")

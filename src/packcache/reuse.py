@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 from packcache.errors import InvalidSetting
 
-__all__ = ["PRESETS", "StepReuse", "StepWork", "parse_reuse"]
+__all__ = ["EXACT", "PRESETS", "StepReuse", "StepWork", "parse_reuse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,11 @@ class StepReuse:
         return works
 
 
+EXACT = StepReuse()
+
 #: Named settings, from none to much; what each costs is measured (`packcache evaluate guard`).
 PRESETS = {
-    "exact": StepReuse(),
+    "exact": EXACT,
     "balanced": StepReuse(history_every=4, rest_every=4),
     "fast": StepReuse(history_every=8, rest_every=8),
 }

@@ -241,6 +241,7 @@ def test_resume_needs_a_folder(gen):
         ({"policy": FullCache()}, r"policy is 'PackCache\(budget=1, window=4\)' there, 'FullCache"),
         ({"positions": "absolute"}, "positions is 'rebase' there, 'absolute' here"),
         ({"rebase": "slide"}, "rebase is 'trained' there, 'slide' here"),
+        ({"reuse": "rest_every=2"}, r"reuse\.rest_every is 1 there, 2 here"),
         ({"fps": 6}, "fps is 12 there, 6 here; prompt is .* there"),
         ({"seconds": 1}, "seconds is 2 there, 1 here"),
         ({"size": (64, 96)}, "width is 96 there, 64 here"),

@@ -479,9 +479,10 @@ def test_every_verdict_follows_from_its_numbers(monkeypatch):
         ({"size": (100, 64)}, "width is 100 pixels, expected a positive multiple of 32"),
         (
             {"engine": "stock", "policy": PackCache()},
-            "the stock engine was asked for PackCache(budget=1, window=4), 1 prompts and guidance "
-            "15, expected FullCache(), one prompt and a guidance other than 1, which is all it can "
-            "do: use the packcache engine",
+            "the stock engine was asked for PackCache(budget=1, window=4), 1 prompts, guidance "
+            "15 and StepReuse(history_every=1, rest_every=1), expected FullCache(), one prompt, a "
+            "guidance other than 1 and exact steps, which is all it can do: use the packcache "
+            "engine",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from packcache.lumos.config import SIZES
 from packcache.lumos.plan import plan
 from packcache.lumos.schedule import Sampling
 from packcache.policies import FullCache, PackCache
+from packcache.reuse import parse_reuse
 from packcache.testing.live import LiveBytes
 from packcache.testing.rehearsal import Rehearsal, RehearsalDecoder, rehearse
 
@@ -101,20 +102,24 @@ def check(
 
 
 @pytest.mark.parametrize(
-    "size, frames, policy, image, dtype",
+    "size, frames, policy, image, dtype, reuse",
     [
-        ("3b", 24, PackCache(), True, torch.bfloat16),
-        ("1b", 9, FullCache(), False, torch.bfloat16),
-        ("3b", 9, PackCache(), True, torch.float32),
+        ("3b", 24, PackCache(), True, torch.bfloat16, "exact"),
+        ("1b", 9, FullCache(), False, torch.bfloat16, "exact"),
+        ("3b", 9, PackCache(), True, torch.float32, "exact"),
+        ("3b", 9, PackCache(), True, torch.bfloat16, "history_every=2,rest_every=3"),
+        ("1b", 9, FullCache(), False, torch.float32, "history_every=3"),
+        ("1b", 9, PackCache(), True, torch.bfloat16, "rest_every=4"),
     ],
-    ids=["3b packed", "1b full", "3b float32"],
+    ids=["3b packed", "1b full", "3b float32", "3b reuse", "1b history", "1b rest"],
 )
-def test_the_loop_never_waits_and_takes_what_was_planned(size, frames, policy, image, dtype):
+def test_the_loop_never_waits_and_takes_what_was_planned(size, frames, policy, image, dtype, reuse):
     config = dataclasses.replace(SIZES[size], num_hidden_layers=2)
     settings = {
         "config": config,
         "policy": policy,
-        "sampling": Sampling(steps=2),
+        "sampling": Sampling(steps=2 if reuse == "exact" else 5),
+        "reuse": parse_reuse(reuse),
         "image": image,
         "dtype": dtype,
     }

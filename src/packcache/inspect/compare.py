@@ -149,6 +149,7 @@ def _entry(pipeline: Pipeline, label: str, run: Run, codes: torch.Tensor, frames
         run.decoder.sampling,
         before,
         given=run.stats.given_latents,
+        reuse=run.decoder.reuse,
     )
     timeline = run.decoder.caches[0].timeline
     held = {entry.span.frame: entry.held.tolist() for entry in timeline.history}

@@ -15,6 +15,7 @@ from packcache.lumos.decode import FrameResult
 from packcache.lumos.schedule import Sampling
 from packcache.policies import Policy
 from packcache.positions import PositionMode, RebaseRule
+from packcache.reuse import StepReuse
 from packcache.video import Frames
 
 __all__ = ["Clip", "Stats"]
@@ -72,6 +73,7 @@ class Clip:
     sampling: Sampling
     positions: PositionMode
     rebase: RebaseRule
+    reuse: StepReuse
     seed: int
     fps: int
     frames: Frames
@@ -96,6 +98,7 @@ class Clip:
             "sampling": asdict(self.sampling),
             "positions": self.positions,
             "rebase": self.rebase,
+            "reuse": asdict(self.reuse),
         }
 
     def to_json(self) -> dict[str, Any]:

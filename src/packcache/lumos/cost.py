@@ -11,15 +11,13 @@ from dataclasses import dataclass
 
 from packcache.lumos.config import LumosConfig
 from packcache.lumos.schedule import Sampling, undecided
-from packcache.reuse import StepReuse
+from packcache.reuse import EXACT, StepReuse
 from packcache.timeline import FrameLayout
 
 __all__ = [
     "Operations", "attention_operations", "attention_share", "clip_operations", "clip_work",
     "frame_work", "linear_parameters", "stock_frame_operations",
 ]  # fmt: skip
-
-_EXACT = StepReuse()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,7 @@ def frame_work(
     held: int,
     *,
     given: bool = False,
-    reuse: StepReuse = _EXACT,
+    reuse: StepReuse = EXACT,
 ) -> Operations:
     """One latent frame on top of `held` tokens: all branches, steps and the commit."""
     rows = attended = 0  # token rows of the network; pairs of a query and a key, layers summed
@@ -103,7 +101,7 @@ def clip_work(
     held: Sequence[int],
     *,
     given: int = 0,
-    reuse: StepReuse = _EXACT,
+    reuse: StepReuse = EXACT,
 ) -> list[Operations]:
     """The work of each latent frame; `held` are the tokens held before each of them."""
     return [
@@ -119,7 +117,7 @@ def clip_operations(
     held: Sequence[int],
     *,
     given: int = 0,
-    reuse: StepReuse = _EXACT,
+    reuse: StepReuse = EXACT,
 ) -> list[int]:
     """Operations of each latent frame, as `clip_work`."""
     work = clip_work(config, layout, sampling, held, given=given, reuse=reuse)

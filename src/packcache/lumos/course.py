@@ -26,6 +26,8 @@ from packcache.lumos.memory import (
     forward_moments,
     head_moment,
     keep_moment,
+    kept_terms,
+    parts_moment,
     reserve_moment,
     state_terms,
 )
@@ -34,6 +36,7 @@ from packcache.lumos.vocab import HEADER
 from packcache.lumos.weights import parameter_count
 from packcache.policies import Policy
 from packcache.positions import PositionMode, RebaseRule, Rotation
+from packcache.reuse import EXACT, StepReuse
 from packcache.timeline import FrameLayout, Role, Span
 
 __all__ = ["TEXT_TOKENS", "Course", "Workload"]
@@ -92,6 +95,7 @@ class Workload:
     prompts: int
     positions: PositionMode
     rebase: RebaseRule
+    reuse: StepReuse = EXACT
 
     @property
     def weights_bytes(self) -> int:
@@ -202,10 +206,18 @@ class Workload:
         state = state_terms(
             self.config, self.layout, self.sampling, self.dtype, prompts=self.prompts
         )
+        kept = kept_terms(
+            self.config, self.layout, self.sampling, self.dtype,
+            prompts=self.prompts, reuse=self.reuse,
+        )  # fmt: skip
         quiet = [term for term in state if term.name != "draws"]
         text = forward_moments(self.config, self.text_tokens, self.dtype)
         given = forward_moments(self.config, rows, self.dtype, quiet)
+        commit = forward_moments(self.config, rows, self.dtype, [*kept, *quiet])
+        state = [*kept, *state]
         step = forward_moments(self.config, rows, self.dtype, state)
+        if kept:
+            step.append(parts_moment(self.config, self.layout, rows, self.dtype, state))
         head = head_moment(
             self.config, self.layout, self.sampling, self.dtype, prompts=self.prompts, held=state
         )
@@ -213,14 +225,14 @@ class Workload:
         if self.image:
             phases.append(self._phase("given frame", course.given_bytes, given))
         if latents > self.image:
-            grow = reserve_moment(self.layer_slot_bytes * course.old_slots)
+            grow = reserve_moment(self.layer_slot_bytes * course.old_slots, kept)
             moved = max(course.held) - self.text_tokens
-            pack = keep_moment(self.layer_slot_bytes * moved, moved)
+            pack = keep_moment(self.layer_slot_bytes * moved, moved, kept)
             phases += [
                 self._phase("growth", course.step_bytes, [grow]),
                 self._phase("step", course.step_bytes, step),
                 self._phase("head", course.step_bytes, [head]),
-                self._phase("commit", course.step_bytes, given),
+                self._phase("commit", course.step_bytes, commit),
                 self._phase("packing", course.step_bytes, [pack]),
             ]
         return tuple(phases)

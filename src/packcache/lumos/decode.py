@@ -29,7 +29,7 @@ from packcache.lumos.tables import FrameTables
 from packcache.lumos.vocab import Prefix, Vocab
 from packcache.policies import FullCache, Policy
 from packcache.positions import PositionMode, RebaseRule, Rotation, text_positions
-from packcache.reuse import StepReuse
+from packcache.reuse import EXACT, StepReuse
 from packcache.timeline import FrameLayout, Role, Span
 
 #: Logits are made for so many rows at a time that one float32 copy of them is at most this large:
@@ -111,7 +111,7 @@ class Decoder:
     ) -> None:
         if not prefixes:
             raise InvalidSetting("no prompt: expected at least one")
-        self.reuse = reuse or StepReuse()
+        self.reuse = reuse or EXACT
         if all_rows and not self.reuse.is_exact:
             raise InvalidSetting(f"all_rows with {self.reuse}: expected exact steps")
         self.model, self.prefixes, self.layout, self.sampling = model, prefixes, layout, sampling

@@ -117,6 +117,7 @@ def identity(
         "positions": cache.positions,
         "rebase": cache.rebase,
         **{f"sampling.{name}": value for name, value in sampling.items()},
+        **{f"reuse.{name}": value for name, value in asdict(decoder.reuse).items()},
         **header,
         "seeds": list(seeds),
         "prompts": list(prompts),

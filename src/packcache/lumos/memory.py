@@ -16,11 +16,12 @@ import torch
 from packcache.lumos.config import LumosConfig
 from packcache.lumos.decode import HEAD_BYTES
 from packcache.lumos.schedule import Sampling
+from packcache.reuse import StepReuse
 from packcache.timeline import FrameLayout
 
 __all__ = [
     "ALLOWANCE", "Moment", "Phase", "Term", "forward_moments", "head_moment", "keep_moment",
-    "reserve_moment", "state_terms",
+    "kept_terms", "parts_moment", "reserve_moment", "state_terms",
 ]  # fmt: skip
 
 #: Bytes left free for what is not counted: codec, CUDA context, workspaces, allocator rounding.
@@ -183,22 +184,75 @@ def state_terms(
     ]
 
 
-def keep_moment(layer_bytes: int, tail_slots: int) -> Moment:
+def kept_terms(
+    config: LumosConfig,
+    layout: FrameLayout,
+    sampling: Sampling,
+    dtype: torch.dtype,
+    *,
+    prompts: int = 1,
+    reuse: StepReuse,
+) -> list[Term]:
+    """What lives from the first generated latent frame on: attention kept over steps, if any is."""
+    if not reuse.keeps_history:
+        return []
+    wide, layers = max(4, dtype.itemsize), config.num_hidden_layers
+    row = config.hidden_size * dtype.itemsize + config.num_attention_heads * wide
+    return [
+        Term(
+            name="attention to the history",
+            bytes=layers * prompts * sampling.branches * layout.tokens * row,
+            how=f"layers x A x (D x {dtype.itemsize} B and heads x {wide} B)",
+        )
+    ]
+
+
+def parts_moment(
+    config: LumosConfig,
+    layout: FrameLayout,
+    rows: int,
+    dtype: torch.dtype,
+    held: Sequence[Term] = (),
+) -> Moment:
+    """Attention in two parts: one row's, merged in float32, beside the layer's tensors."""
+    size, wide = dtype.itemsize, max(4, dtype.itemsize)
+    queries, one = rows * config.hidden_size, layout.tokens * config.hidden_size
+    keys = rows * config.num_key_value_heads * config.head_dim
+    return Moment(
+        name="attention in parts",
+        terms=(
+            *held,
+            Term(name="layer input", bytes=size * queries, how=f"A x D x {size} B"),
+            Term(name="normed input", bytes=size * queries, how=f"A x D x {size} B"),
+            Term(name="queries and outputs", bytes=2 * size * queries, how=f"2 x A x D x {size} B"),
+            Term(name="keys and values", bytes=2 * size * keys, how=f"2 x A x KV x d x {size} B"),
+            Term(
+                name="two parts and their merge",
+                bytes=(3 * size + 3 * wide) * one,
+                how=f"3 x P x D x ({size} + {wide}) B",
+            ),
+        ),
+    )
+
+
+def keep_moment(layer_bytes: int, tail_slots: int, held: Sequence[Term] = ()) -> Moment:
     """Packing: one layer's kept keys or values beside themselves, and their slots."""
     return Moment(
         name="packing",
         terms=(
+            *held,
             Term(name="kept tail", bytes=layer_bytes, how="one layer's keys or values, one branch"),
             Term(name="slots", bytes=8 * tail_slots, how="8 B a kept token"),
         ),
     )
 
 
-def reserve_moment(layer_bytes: int) -> Moment:
+def reserve_moment(layer_bytes: int, held: Sequence[Term] = ()) -> Moment:
     """Growth: layers are carried over one at a time, so one old buffer lives beside the new."""
     return Moment(
         name="growth",
         terms=(
+            *held,
             Term(
                 name="old buffer", bytes=layer_bytes, how="one layer's keys or values, one branch"
             ),

@@ -36,6 +36,7 @@ from packcache.lumos.text import Header
 from packcache.lumos.vocab import Prefix, Vocab, latent_frames, pixel_frames
 from packcache.policies import PackCache, Policy, parse_policy
 from packcache.positions import PositionMode, RebaseRule
+from packcache.reuse import StepReuse, parse_reuse
 from packcache.timeline import FrameLayout
 from packcache.video import Frames, read_image, to_rgb
 
@@ -116,6 +117,7 @@ class Pipeline:
                 sampling=run.decoder.sampling,
                 positions=run.decoder.caches[0].positions,
                 rebase=run.decoder.caches[0].rebase,
+                reuse=run.decoder.reuse,
                 seed=seed,
                 fps=run.fps,
                 frames=shown,
@@ -162,6 +164,7 @@ class Pipeline:
         seconds: int | None = None,
         positions: PositionMode = "rebase",
         rebase: RebaseRule = "trained",
+        reuse: StepReuse | str | None = None,
         checkpoint: str | Path | None = None,
         resume: bool = False,
         **sampling: Any,
@@ -180,6 +183,7 @@ class Pipeline:
                 in pixels the clip has, in the image's shape; default the model's.
             fps, seconds: what prompt and header state; default the model's and the clip's own.
             positions, rebase: as for `FrameCache`.
+            reuse: what steps take from earlier ones, or text for `parse_reuse`; default nothing.
             checkpoint: folder in which every latent frame is durable before it is handed on.
             resume: go on from what `checkpoint` holds; its frames come first, as they were.
             sampling: `steps`, `guidance`, ... as in `Sampling`; defaults are the model's.
@@ -195,6 +199,7 @@ class Pipeline:
             prompts, header, frames, _changed(self.sampling, sampling), seeds,
             policy=parse_policy(policy) if isinstance(policy, str) else policy or PackCache(),
             positions=positions, rebase=rebase,
+            reuse=parse_reuse(reuse) if isinstance(reuse, str) else reuse,
         )  # fmt: skip
         start = time.perf_counter()
         given = self._given(pictures, video, size, len(prompts))

@@ -29,6 +29,7 @@ from packcache.lumos.units import found_memory, parse_bytes, show_bytes
 from packcache.lumos.vocab import HEADER, Vocab, latent_frames, pixel_frames
 from packcache.policies import FullCache, PackCache, Policy, SlidingWindow
 from packcache.positions import PositionMode, RebaseRule
+from packcache.reuse import EXACT, StepReuse
 
 __all__ = [
     "CANDIDATES", "SCHEMA", "TEXT_TOKENS", "Engine", "Longest", "PaperRow", "Plan",
@@ -231,6 +232,7 @@ def plan(
     engine: Engine = "packcache",
     positions: PositionMode = "rebase",
     rebase: RebaseRule = "trained",
+    reuse: StepReuse | None = None,
     candidates: Mapping[str, Policy] | None = None,
 ) -> Plan:
     """The plan of a clip of `frames` pixel frames at `size` (width, height) in pixels.
@@ -243,6 +245,7 @@ def plan(
         memory: bytes there are; tells what fits and the longest clip under each candidate.
         engine: this package's, or "stock" for upstream's way (`stock`).
         positions, rebase: as for `FrameCache`.
+        reuse: what steps take from earlier ones; time is told against the exact full cache.
         candidates: policies by label, default `CANDIDATES`.
 
     Raises InvalidSetting for settings that no run could have.
@@ -262,6 +265,7 @@ def plan(
         prompts=prompts,
         positions=positions,
         rebase=rebase,
+        reuse=reuse or EXACT,
     )
     make = _stock_plan if engine == "stock" else _own_plan
     return make(
@@ -293,7 +297,7 @@ def _own_plan(
     latents = latent_frames(asked["frames"], shape.config.compression[0])
     course = shape.course(policy, latents)
     held = course.held_before(latents)
-    own = _operations(shape, held)
+    own = _operations(shape, held, shape.reuse)
     full = _operations(shape, _full_held(shape, latents))
 
     def search() -> list[Longest]:
@@ -334,11 +338,13 @@ def _stock_plan(
     candidates: Mapping[str, Policy],
 ) -> Plan:
     """Upstream's engine; `candidates` do not matter, it has one way only."""
-    if policy != FullCache() or shape.prompts != 1 or shape.sampling.branches != 2:
+    exact = shape.reuse.is_exact
+    if policy != FullCache() or shape.prompts != 1 or shape.sampling.branches != 2 or not exact:
         raise InvalidSetting(
-            f"the stock engine was asked for {policy!r}, {shape.prompts} prompts and guidance "
-            f"{shape.sampling.guidance:g}, expected FullCache(), one prompt and a guidance other "
-            "than 1, which is all it can do: use the packcache engine"
+            f"the stock engine was asked for {policy!r}, {shape.prompts} prompts, guidance "
+            f"{shape.sampling.guidance:g} and {shape.reuse}, expected FullCache(), one prompt, a "
+            "guidance other than 1 and exact steps, which is all it can do: use the packcache "
+            "engine"
         )
     latents = latent_frames(asked["frames"], shape.config.compression[0])
     stock = _stock(shape, latents)
@@ -407,6 +413,7 @@ def _workload(
         "prompts": shape.prompts,
         "positions": shape.positions,
         "rebase": shape.rebase,
+        "reuse": asdict(shape.reuse),
     }
 
 
@@ -418,8 +425,10 @@ def _full_held(shape: Workload, latents: int) -> list[int]:
     return [shape.text_tokens + frame * shape.layout.tokens for frame in range(latents)]
 
 
-def _operations(shape: Workload, held: list[int]) -> list[int]:
-    return clip_operations(shape.config, shape.layout, shape.sampling, held, given=int(shape.image))
+def _operations(shape: Workload, held: list[int], reuse: StepReuse = EXACT) -> list[int]:
+    return clip_operations(
+        shape.config, shape.layout, shape.sampling, held, given=int(shape.image), reuse=reuse
+    )
 
 
 def _shares(shape: Workload, held: list[int]) -> tuple[float, ...]:

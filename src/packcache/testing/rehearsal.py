@@ -33,6 +33,7 @@ from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import UPSTREAM, Sampling, philox_draws
 from packcache.lumos.vocab import Vocab, latent_frames
 from packcache.policies import Policy
+from packcache.reuse import StepReuse
 from packcache.testing.live import LiveBytes
 
 __all__ = ["Rehearsal", "RehearsalDecoder", "rehearse"]
@@ -71,6 +72,7 @@ def rehearse(
     dtype: torch.dtype = torch.bfloat16,
     text_tokens: int = TEXT_TOKENS,
     image: bool = True,
+    reuse: StepReuse | None = None,
     decoder: type[RehearsalDecoder] | None = None,
 ) -> Rehearsal:
     """The loop of `frames` pixel frames at `size` in pixels, with `text_tokens` prefix tokens.
@@ -92,6 +94,7 @@ def rehearse(
             layout=layout,
             sampling=sampling,
             policy=policy,
+            reuse=reuse,
             draws=philox_draws([0], sampling.steps, layout.content),
             latents=latent_frames(frames, config.compression[0]),
         )
