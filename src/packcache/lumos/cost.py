@@ -80,7 +80,7 @@ def frame_work(
     return Operations(
         linear=sampling.branches * 2 * linear_parameters(config) * rows,
         attention=sampling.branches * 4 * config.hidden_size * attended,
-        head=sampling.branches * 2 * config.hidden_size * codes * sum(left),
+        head=2 * config.hidden_size * codes * sum(left),  # guided before it: one for all branches
     )
 
 

@@ -132,23 +132,20 @@ def head_moment(
 ) -> Moment:
     """Head and draw of one slice of rows; a slice has at most `HEAD_BYTES` a float32 copy."""
     branches, codes = sampling.branches, config.token_ids.num_codes
+    size = dtype.itemsize
     rows = min(layout.content, max(1, HEAD_BYTES // (4 * codes * prompts)))
-    copy = 4 * prompts * rows * codes
-    narrow = copy * dtype.itemsize // 4 if dtype.itemsize < 4 else 0
-    hidden = prompts * branches * layout.tokens * config.hidden_size * dtype.itemsize
-    picked = prompts * branches * rows * config.hidden_size * dtype.itemsize
-    logits = max(branches * (copy + narrow), (branches + 1) * copy, 3 * copy)
+    each = prompts * rows * codes
+    hidden = prompts * branches * layout.tokens * config.hidden_size * size
     return Moment(
         name="head",
         terms=(
             *held,
-            Term(name="hidden states", bytes=hidden, how=f"A x D x {dtype.itemsize} B"),
-            Term(name="rows of a slice", bytes=picked, how=f"{rows} rows a prompt and branch"),
+            Term(name="hidden states", bytes=hidden, how=f"A x D x {size} B"),
+            Term(name="logits", bytes=each * size, how=f"{rows} x {codes} a prompt x {size} B"),
             Term(
-                name="logits",
-                bytes=logits,
-                how=f"3 float32 copies of {rows} x {codes} a prompt, at most {HEAD_BYTES >> 20} "
-                "MiB each: both branches and their guided sum, or logits, shares and running sums",
+                name="shares and running sums",
+                bytes=2 * each * 4,
+                how=f"2 x {rows} x {codes} a prompt x 4 B, at most {HEAD_BYTES >> 20} MiB each",
             ),
         ),
     )

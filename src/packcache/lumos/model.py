@@ -165,5 +165,5 @@ class Lumos(nn.Module):
         return cos.to(dtype), sin.to(dtype)
 
     def head(self, hidden: Tensor, low: int | None = None, high: int | None = None) -> Tensor:
-        """float32 logits of ids `low..high-1` (default all) for hidden states `[..., hidden]`."""
-        return F.linear(hidden, self.lm_head.weight[low:high]).float()
+        """Logits of ids `low..high-1` (default all) for hidden states `[..., hidden]`, as these."""
+        return F.linear(hidden, self.lm_head.weight[low:high])
