@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from packcache.errors import InvalidSetting
@@ -15,7 +18,7 @@ from packcache.lumos.decode import Decoder
 from packcache.lumos.tables import FrameTables
 from packcache.policies import FullCache, PackCache, SinkWindow
 from packcache.reuse import EXACT, StepReuse
-from tests.tools import PROMPTS, Recorder, kv_bytes_of, picture, recorder, trained_on
+from tests.tools import PROMPTS, Recorder, kv_bytes_of, picture, recorder
 
 STEPS = 6
 NEAR = 1e-10
@@ -228,18 +231,43 @@ def test_one_branch_will_do(tiny, reuse):
     assert run.branches == 1 and run.tokens.shape[1] == 4
 
 
-def test_ties_at_the_cut_decide_more_than_the_schedule_says(tiny64):
-    """Equal confidences: all tokens are decided in the first step, and later steps still run."""
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.sampled_from(SETTINGS), st.data())
+def test_whatever_ties_decide_together_no_undecided_token_is_left_out(tiny, seed, reuse, data):
+    """Equal confidences: more decided in one step than scheduled, fewer in the next."""
+    rng = np.random.default_rng(seed)
+    run = recorder(tiny, FullCache(), steps=STEPS, reuse=reuse)
+    step = data.draw(st.integers(1, STEPS - 1))
+    work, left, content = run.works[step], run.undecided[step], run.layout.content
+    was_open = rng.permutation(content)[: rng.integers(1, run.undecided[step - 1] + 1)]
+    still_open = was_open[: rng.integers(0, min(left, len(was_open)) + 1)]
+    known, before = torch.ones(2, 1, content, dtype=torch.bool)
+    known[0, still_open], before[0, was_open] = False, False
+    rows = run._step_rows(step, known, before)
+    assert rows.chosen.shape == rows.place.shape == (1, left)
+    assert set(still_open.tolist()) <= set(rows.chosen[0].tolist())
+    forwarded = torch.arange(run.layout.tokens)[None] if rows.rows is None else rows.rows
+    assert torch.equal(forwarded[0, rows.place[0]], run.content[rows.chosen[0]])
+    assert forwarded.shape[1] == (work.rows or run.layout.tokens)
+    just = set(run.content[np.setdiff1d(was_open, still_open)].tolist())
+    assert set(rows.moved[0].tolist()) <= just or len(just) < work.moved
+    assert len(just) > work.moved or just <= set(rows.moved[0].tolist())
+    if rows.rows is not None:
+        assert just | set(run.content[still_open].tolist()) <= set(rows.rows[0].tolist())
+        assert torch.equal(rows.rows[:, : work.moved], rows.moved)
+
+
+def test_no_frame_ends_with_a_mask(tiny64):
+    """Logits of zeros: in the second generated frame all confidences are equal."""
     with torch.no_grad():
-        model = trained_on(tiny64, None)
-        weight = model.lm_head.weight.clone()
-        model.lm_head.weight.zero_()
+        weight = tiny64.lm_head.weight.clone()
+        tiny64.lm_head.weight.zero_()
     try:
-        run = made(model, StepReuse(history_every=3, rest_every=3))
+        run = made(tiny64, StepReuse(history_every=3, rest_every=3))
         assert not (run.tokens == run.vocab.ids.mask).any()
     finally:
         with torch.no_grad():
-            model.lm_head.weight.copy_(weight)
+            tiny64.lm_head.weight.copy_(weight)
 
 
 def test_all_rows_is_for_exact_steps(tiny):

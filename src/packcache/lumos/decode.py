@@ -372,25 +372,27 @@ class Decoder:
     def _step_rows(self, step: int, known: Tensor, before: Tensor) -> StepRows:
         """Who is computed and decided in a step, from what is decided `[B, N]`, and was a step ago.
 
-        As many for every prompt as the schedule says, so that no device is asked. Where equal
-        confidences decided more tokens together, some decided ones are among them and stay so.
+        As many for every prompt as the schedule says, so that no device is asked. Equal confidences
+        are decided together, so fewer may be undecided; decided ones then fill up and stay as they
+        are, and where more were just decided than scheduled some wait for the next refresh.
         """
         work, left = self.works[step], self.undecided[step]
         if self.reuse.is_exact:
             count = self.layout.content if self.all_rows else left
             chosen = known.long().argsort(dim=1, stable=True)[:, :count]  # undecided ones first
             return StepRows(chosen=chosen, place=self.content[chosen])
-        # 0 where decided in the step before, 1 where undecided, 2 where decided before that
-        order = ((~known).long() + 2 * before.long()).argsort(dim=1, stable=True)
-        chosen = order[:, work.moved : work.moved + left]
-        moved = self.content[order[:, : work.moved]]
+        old = known & before
+        just_first = ((~known).long() + 2 * old.long()).argsort(dim=1, stable=True)
+        open_first = (known.long() + old.long()).argsort(dim=1, stable=True)
+        chosen = open_first[:, :left]
+        moved = self.content[just_first[:, : work.moved]]
         if work.rows is None:
             return StepRows(chosen=chosen, place=self.content[chosen], moved=moved)
-        place = torch.arange(work.moved, work.moved + left, device=self.device)
+        # Both orders end alike, so what is chosen is forwarded, however many were just decided.
         return StepRows(
             chosen=chosen,
-            place=place.expand(len(known), -1),
-            rows=self.content[order[:, : work.rows]],
+            place=just_first.argsort(dim=1).gather(1, chosen),
+            rows=self.content[just_first[:, : work.rows]],
             moved=moved,
         )
 
