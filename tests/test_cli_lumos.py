@@ -46,7 +46,7 @@ def test_options_reach_the_plan(run):
     assert work["policy"] == "PackCache(budget=0.5, window=3, half_life=2)"
     assert (work["positions"], work["rebase"], work["text_tokens"]) == ("absolute", "slide", 33)
     assert (work["guidance"], work["steps"], work["frames"], work["prompts"]) == (1, 4, 9, 2)
-    assert work["reuse"] == {"history_every": 3, "rest_every": 1}
+    assert work["reuse"] == {"history_every": 3, "history_share": 0.0, "rest_every": 1}
     assert work["image"] is False and work["dtype"] == "float16" and work["size"] == [96, 96]
 
 

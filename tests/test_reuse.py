@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,35 +26,37 @@ def test_each_step_decides_a_token_at_least(tokens, steps):
 
 @given(LEFT)
 def test_exact_computes_everything_in_every_step(left):
-    for work, now, before in zip(EXACT.works(left), left, [left[0], *left], strict=False):
-        assert (work.rows, work.fresh, work.fresh_first) == (None, None, None)
-        assert work.moved == before - now
+    assert EXACT.works(left, left[0] + 7) == [StepWork()] * len(left)
     assert EXACT.is_exact and not EXACT.keeps_history
 
 
-@given(LEFT, EVERY, EVERY)
-def test_what_a_step_computes(left, history, rest):
-    reuse = StepReuse(history_every=history, rest_every=rest)
-    works = reuse.works(left)
+@given(LEFT, EVERY, EVERY, st.floats(0, 1))
+def test_what_a_step_computes(left, history, rest, share):
+    tokens = left[0] + 7  # border tokens
+    reuse = StepReuse(history_every=history, history_share=share, rest_every=rest)
+    works = reuse.works(left, tokens)
     assert len(works) == len(left)
-    assert works[0] == StepWork(rows=None, moved=0, fresh=None, fresh_first=works[0].fresh_first)
-    assert works[0].fresh_first is None
-    for step, work in enumerate(works[1:], start=1):
+    assert works[:2] == [StepWork()] * len(works[:2])
+    for step, work in enumerate(works[2:], start=2):
         assert work.rows == (None if step % rest == 0 else left[step - 1])
-        assert work.moved == left[step - 1] - left[step]
-        assert work.fresh == (None if step % history == 0 else work.moved)
-        assert work.fresh_first == (work.moved if history > 1 else None)
-        assert work.rows is None or work.rows == work.moved + left[step]
+        if step % history == 0:
+            assert work.fresh is None
+            continue
+        through = tokens if work.rows is None else work.rows
+        decided = left[step - 1] - left[step]
+        assert work.fresh == min(through, max(math.ceil(share * tokens), decided))
 
 
 def test_a_worked_example():
-    """Ten tokens in four steps; history every third step, rest every second."""
-    works = StepReuse(history_every=3, rest_every=2).works([10, 8, 5, 1])
-    assert [(w.rows, w.moved, w.fresh, w.fresh_first) for w in works] == [
-        (None, 0, None, None),
-        (10, 2, 2, 2),
-        (None, 3, 3, 3),
-        (5, 4, None, 4),
+    """Twelve tokens, two of them border, in five steps."""
+    reuse = StepReuse(history_every=3, history_share=0.25, rest_every=2)
+    works = reuse.works([10, 9, 8, 6, 1], 12)
+    assert [(w.rows, w.fresh) for w in works] == [
+        (None, None),
+        (None, None),  # equal confidences decide many in the first step
+        (None, 3),
+        (8, None),
+        (None, 5),
     ]
 
 
@@ -69,14 +73,37 @@ def test_presets_go_from_none_to_much():
         assert one.history_every <= more.history_every and one.rest_every <= more.rest_every
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_take_the_same_share_of_any_schedule(name):
+    """Of 50 steps as told; of 12 the nearest whole numbers; of few nothing is skipped."""
+    told, short = parse_reuse(name), parse_reuse(name, 12)
+    for count in ("history_every", "rest_every"):
+        assert getattr(short, count) == max(1, round(getattr(told, count) * 12 / 50))
+    assert short.history_share == told.history_share
+    assert parse_reuse(name, 1).is_exact
+    settings = "history_every=8,rest_every=4"
+    assert parse_reuse(settings, 12) == parse_reuse(settings)
+
+
 def test_settings_by_name():
-    assert parse_reuse("history_every=4,rest_every=8") == StepReuse(history_every=4, rest_every=8)
+    spelled = "history_every=4,history_share=0.25,rest_every=8"
+    made = StepReuse(history_every=4, history_share=0.25, rest_every=8)
+    assert parse_reuse(spelled) == made
     assert parse_reuse("rest_every=2") == StepReuse(rest_every=2)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "faster", "history_every", "history_every=x", "rest=2", "rest_every=2,rest_every=3"],
+    [
+        "",
+        "faster",
+        "history_every",
+        "history_every=x",
+        "history_every=1.5",
+        "rest=2",
+        "rest_every=2,rest_every=3",
+        "history_share=much",
+    ],
 )
 def test_another_spelling_is_refused(text):
     with pytest.raises(InvalidSetting, match=r"reuse is '.*', expected exact, balanced, fast, or"):
@@ -88,3 +115,9 @@ def test_another_spelling_is_refused(text):
 def test_a_number_of_steps_is_a_number_of_steps(name, value):
     with pytest.raises(InvalidSetting, match=rf"{name} is .*, expected a number of steps, >= 1"):
         StepReuse(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.01, float("nan")])
+def test_a_share_is_a_share(value):
+    with pytest.raises(InvalidSetting, match=r"history_share is .*, expected 0 to 1"):
+        StepReuse(history_share=value)

@@ -40,11 +40,7 @@ class Asked:
         from packcache.video import at_rate, read_image, read_video
 
         own = usual(source.name)
-        ready = {
-            **told,
-            "policy": parse_policy(told["policy"]),
-            "reuse": parse_reuse(told["reuse"]),
-        }
+        ready = {**told, "policy": parse_policy(told["policy"])}
         for name, known in (("positions", PositionMode), ("rebase", RebaseRule)):
             if told[name] not in get_args(known):
                 words = " or ".join(get_args(known))
@@ -54,6 +50,7 @@ class Asked:
         philox_draws([told["seed"]], 1, 1)
         changed = given(steps=told.get("steps"), guidance=told.get("guidance"))
         sampling = replace(own.sampling, **changed)
+        ready["reuse"] = parse_reuse(told["reuse"], sampling.steps)
         if "size" in told:
             ready["size"] = parse_size(told["size"])
         if "image" in told:

@@ -1,4 +1,4 @@
-"""`packcache evaluate`: quality against truth, and memory against the gap."""
+"""`packcache evaluate`: quality against truth, memory against the gap, reuse against none."""
 
 from __future__ import annotations
 
@@ -111,6 +111,55 @@ def memory(
         print_json(result)
         return
     _print_memory(result)
+
+
+@app.command()
+def guard(
+    model: ModelName = "digits",
+    presets: Annotated[
+        str, typer.Option(help="as history_every=4+rest_every=8; exact is always there")
+    ] = "exact,balanced,fast",
+    policies: Annotated[str, typer.Option(help="as for compare")] = "full,packcache",
+    clips: Annotated[int, typer.Option(help="one-digit clips to make and read; 0: none")] = 160,
+    recall_clips: Annotated[int, typer.Option(help="clips for recall at gap 2; 0: none")] = 256,
+    forced_clips: Annotated[int, typer.Option(help="of these, asked teacher-forced as well")] = 32,
+    frames: Annotated[int, typer.Option(help="pixel frames of one-digit clips")] = 25,
+    steps: Annotated[int | None, typer.Option(help="denoising steps a frame [model's own]")] = None,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """May a preset be used? Clips made with it, read beside the same clips with exact steps."""
+    from packcache import files
+    from packcache.evaluate import guard as guards
+    from packcache.models import load, usual
+    from packcache.policies import parse_policies
+
+    chosen = guards.parse_presets(presets, steps or usual(model).sampling.steps)
+    asked = parse_policies(policies)
+    if out is not None:
+        files.check_output_folder(out)
+    pipeline = load(model)
+    with progress("guarding") as advance:
+        found = guards.guard(
+            pipeline,
+            chosen,
+            policies=list(asked),
+            clips=clips,
+            recall_clips=recall_clips,
+            forced_clips=forced_clips,
+            frames=frames,
+            steps=steps,
+            seed=seed,
+            on_step=advance,
+        )
+    if out is not None:
+        out.mkdir(exist_ok=True)
+        files.write_json(found.to_json(), out / "guard.json")
+    if as_json:
+        print_json(found.to_json())
+        return
+    print("\n".join(found.lines()))
 
 
 def _print_memory(result: dict[str, Any]) -> None:

@@ -81,6 +81,7 @@ def plan(
 
     source = Model(name=model, subfolder=subfolder, device=device, dtype=dtype)
     config, own = SIZES.get(model) or source.config(), usual(model)
+    sampling = replace(own.sampling, **given(steps=steps, guidance=guidance))
     kind = policy or ("full" if engine == "stock" else "packcache")
     made = make(
         config,
@@ -93,9 +94,9 @@ def plan(
         engine=engine,  # type: ignore[arg-type]
         positions=positions,  # type: ignore[arg-type]
         rebase=rebase,  # type: ignore[arg-type]
-        reuse=parse_reuse(reuse),
+        reuse=parse_reuse(reuse, sampling.steps),
         dtype=dtype or ("bfloat16" if model in SIZES else source.stored_dtype),
-        sampling=replace(own.sampling, **given(steps=steps, guidance=guidance)),
+        sampling=sampling,
         **given(text_tokens=text_tokens),
     )
     rows = paper_figures(SIZES["3b"]) if engine == "stock" else []

@@ -1,39 +1,39 @@
 """WHEN a denoising step computes anew, and when it takes what an earlier step computed.
 
 Two approximations, off by default, for models that forward one latent frame many times (methods
-3.7): the attention to anchors and history is kept over steps (E4), and tokens that are decided rest
+3.7): attention to anchors and history is kept over steps (E4), and tokens that are decided rest
 (E2). Both work under every policy; the commit is always computed in full. Integers only; the
 tensors are the engine's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 from packcache.errors import InvalidSetting
 
-__all__ = ["EXACT", "PRESETS", "StepReuse", "StepWork", "parse_reuse"]
+__all__ = ["EXACT", "PRESETS", "PRESET_STEPS", "StepReuse", "StepWork", "parse_reuse"]
+
+#: Denoising steps of the frames that presets are told for: Lumos-1's.
+PRESET_STEPS = 50
+
+#: Steps that are computed in full: equal confidences decide many tokens in the first, so the second
+#: sees another frame.
+_WHOLE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepWork:
-    """What one denoising step of a latent frame computes; `None` stands for all its tokens.
+    """What one denoising step of a latent frame computes; None stands for all its tokens.
 
-    `rows` tokens go through the network: those undecided a step ago, the `moved` first, which have
-    been decided since. `fresh` of these attend to the history anew; `fresh_first` in the first
-    layer, where nothing but a decision changes a query.
+    `rows` tokens go through the network: those undecided a step ago. `fresh` of these attend to the
+    history anew: those whose queries moved most since they last did.
     """
 
-    rows: int | None
-    moved: int
-    fresh: int | None
-    fresh_first: int | None
-
-    @classmethod
-    def everything(cls) -> StepWork:
-        """A step that takes nothing from an earlier one."""
-        return cls(rows=None, moved=0, fresh=None, fresh_first=None)
+    rows: int | None = None
+    fresh: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +41,31 @@ class StepReuse:
     """How often what changes little from step to step is computed anew; 1 is every step: exact.
 
     `history_every` is R_H: attention over anchors and history, kept as output and log-sum-exp of
-    each layer, is refreshed every R_H steps, or where a token was just decided. `rest_every` is R:
-    keys and values of a token are computed until one step after it was decided, then every R steps.
+    each layer, is refreshed every R_H steps, and between for the tokens whose queries moved most:
+    `history_share` of a frame's tokens. `rest_every` is R: keys and values of a token are computed
+    until one step after it was decided, then every R steps. A frame's first two steps are whole.
     """
 
     history_every: int = 1
+    history_share: float = 0.0
     rest_every: int = 1
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in ("history_every", "rest_every"):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidSetting(f"{field.name} is {value}, expected a number of steps, >= 1")
+                raise InvalidSetting(f"{name} is {value}, expected a number of steps, >= 1")
+        if not 0 <= self.history_share <= 1:
+            raise InvalidSetting(f"history_share is {self.history_share}, expected 0 to 1")
+
+    def for_steps(self, steps: int) -> StepReuse:
+        """The same shares of a schedule of so many steps, where these are of `PRESET_STEPS`."""
+        every = (
+            max(1, round(count * steps / PRESET_STEPS))
+            for count in (self.history_every, self.rest_every)
+        )
+        history_every, rest_every = every
+        return replace(self, history_every=history_every, rest_every=rest_every)
 
     @property
     def is_exact(self) -> bool:
@@ -64,43 +77,51 @@ class StepReuse:
         """Is attention over the history carried from step to step?"""
         return self.history_every > 1
 
-    def works(self, undecided: Sequence[int]) -> list[StepWork]:
-        """The work of each step; `undecided` are the tokens undecided when it begins."""
+    def works(self, undecided: Sequence[int], tokens: int) -> list[StepWork]:
+        """The work of each step of a frame of `tokens`; `undecided` are left when it begins."""
+        share = math.ceil(self.history_share * tokens)
         works = []
         for step, left in enumerate(undecided):
             before = undecided[step - 1] if step else left
-            moved = before - left
-            rows = None if step % self.rest_every == 0 else before
-            anew = step % self.history_every == 0
-            first = None if step == 0 or not self.keeps_history else moved
-            works.append(
-                StepWork(rows=rows, moved=moved, fresh=None if anew else moved, fresh_first=first)
-            )
+            whole = step < _WHOLE
+            rows = None if whole or step % self.rest_every == 0 else before
+            anew = whole or step % self.history_every == 0
+            # as many as were decided at least: their queries are others'
+            few = min(tokens if rows is None else rows, max(share, before - left))
+            works.append(StepWork(rows=rows, fresh=None if anew else few))
         return works
 
 
 EXACT = StepReuse()
 
-#: Named settings, from none to much; what each costs is measured (`packcache evaluate guard`).
+#: Named settings, from none to much, for a frame of `PRESET_STEPS` steps as Lumos-1 makes it; what
+#: each costs is measured (`packcache evaluate guard`).
 PRESETS = {
     "exact": EXACT,
-    "balanced": StepReuse(history_every=4, rest_every=4),
-    "fast": StepReuse(history_every=8, rest_every=8),
+    "balanced": StepReuse(history_every=8, history_share=0.25, rest_every=8),
+    "fast": StepReuse(history_every=16, history_share=0.125, rest_every=16),
 }
 
+_KINDS = {"history_every": int, "history_share": float, "rest_every": int}
 
-def parse_reuse(text: str) -> StepReuse:
-    """A preset by name, or settings such as `history_every=4,rest_every=8`."""
+
+def parse_reuse(text: str, steps: int = PRESET_STEPS) -> StepReuse:
+    """A preset by name, scaled to frames of `steps`, or settings as `history_every=8,rest_every=4`.
+
+    Raises InvalidSetting.
+    """
     if text in PRESETS:
-        return PRESETS[text]
-    known = [field.name for field in fields(StepReuse)]
-    settings: dict[str, int] = {}
+        return PRESETS[text].for_steps(steps)
+    settings: dict[str, float] = {}
     for part in text.split(","):
-        name, found, value = part.partition("=")
-        if not found or name not in known or name in settings or not value.isdecimal():
+        name, _, value = part.partition("=")
+        try:
+            if name in settings:
+                raise ValueError
+            settings[name] = _KINDS[name](value)
+        except (KeyError, ValueError):
             raise InvalidSetting(
                 f"reuse is {text!r}, expected {', '.join(PRESETS)}, or settings such as "
-                f"{known[0]}=4,{known[1]}=8"
-            )
-        settings[name] = int(value)
-    return StepReuse(**settings)
+                "history_every=8,history_share=0.25,rest_every=8"
+            ) from None
+    return StepReuse(**settings)  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def test_speedups_refer_to_the_full_cache(comparison):
 
 
 def test_operations_are_counted_from_shapes(comparison):
-    """One frame by hand: 2 branches x (2 forwards of linear and attention, and the head)."""
+    """One frame by hand: 2 branches x 2 forwards of linear and attention, one guided head."""
     gen = pc.load("digits")
     config, entry = gen.model.config, comparison.entries[0]
     linear = sum(p.numel() for n, p in gen.model.named_parameters() if "proj" in n)
@@ -52,24 +52,22 @@ def test_operations_are_counted_from_shapes(comparison):
     forward = 2 * linear * 160 + 6 * 4 * 160 * (100 + 160) * 256
     head = 2 * 144 * 256 * config.token_ids.num_codes
     (counted,) = clip_operations(config, comparison.layout, entry.clip.sampling, [100])
-    assert counted == 2 * (2 * forward + head)
+    assert counted == 2 * 2 * forward + head
 
 
 def test_operations_of_steps_that_reuse_earlier_ones():
-    """Two of four steps by hand: rows of the network, pairs of attention, rows of the head."""
+    """Four steps by hand: rows of the network, pairs of attention, rows of the head."""
     config = pc.load("digits").model.config
     layout = pc.FrameLayout(rows=12, cols=12)
     left = undecided(144, 4)
     reuse = pc.StepReuse(history_every=2, rest_every=9)
     (counted,) = clip_work(config, layout, pc.Sampling(steps=4), [100], reuse=reuse)
-    rows = [160, left[0], left[1], left[2], 160]  # the last is the commit
-    fresh = [160, left[0] - left[1], left[1], left[2] - left[3], 160]
-    first = [160, left[0] - left[1], left[1] - left[2], left[2] - left[3], 160]
-    own = sum(rows) * 160 * 6
-    history = sum(fresh) * 100 * 5 + sum(first) * 100
+    rows = [160, 160, left[1], left[2], 160]  # the last is the commit
+    fresh = [160, 160, left[1], left[2] - left[3], 160]
+    own, history = sum(rows) * 160 * 6, sum(fresh) * 100 * 6
     assert counted.linear == 2 * 2 * linear_parameters(config) * sum(rows)
     assert counted.attention == 2 * 4 * 256 * (own + history)
-    assert counted.head == 2 * 2 * 256 * config.token_ids.num_codes * sum(left)
+    assert counted.head == 2 * 256 * config.token_ids.num_codes * sum(left)
     (exact,) = clip_work(config, layout, pc.Sampling(steps=4), [100])
     assert exact.linear == 2 * 2 * linear_parameters(config) * 5 * 160
     assert exact.attention == 2 * 4 * 256 * 6 * 5 * 160 * 260

@@ -480,9 +480,9 @@ def test_every_verdict_follows_from_its_numbers(monkeypatch):
         (
             {"engine": "stock", "policy": PackCache()},
             "the stock engine was asked for PackCache(budget=1, window=4), 1 prompts, guidance "
-            "15 and StepReuse(history_every=1, rest_every=1), expected FullCache(), one prompt, a "
-            "guidance other than 1 and exact steps, which is all it can do: use the packcache "
-            "engine",
+            "15 and StepReuse(history_every=1, history_share=0.0, rest_every=1), expected "
+            "FullCache(), one prompt, a guidance other than 1 and exact steps, which is all it can "
+            "do: use the packcache engine",
         ),
     ],
 )

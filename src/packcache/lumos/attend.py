@@ -7,7 +7,6 @@ rows, H heads, L tokens of this forward, P tokens of a latent frame, D head size
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from packcache.cache import FrameCache
 from packcache.lumos.model import Attend
 from packcache.reuse import StepWork
 
-__all__ = ["CachedAttention", "ReusedAttention", "StepRows", "causal_attention"]
+__all__ = ["CachedAttention", "ReusedAttention", "causal_attention"]
 
 
 class CachedAttention:
@@ -26,94 +25,82 @@ class CachedAttention:
     def __init__(self, caches: Sequence[FrameCache], branches: int) -> None:
         self.branches = branches
         self.sources = [(cache, branch) for cache in caches for branch in range(branches)]
-        self.work = StepWork.everything()
+        self.work = StepWork()
         self.rows: Tensor | None = None
-        self.moved: Tensor | None = None
 
-    def begin(self, work: StepWork, tokens: StepRows) -> None:
-        """The forwards that follow are of this step, and of these tokens only."""
-        self.work, self.rows, self.moved = work, tokens.rows, tokens.moved
+    def begin(self, work: StepWork, rows: Tensor | None) -> None:
+        """The forwards that follow are of this step, and of `rows` `[B, n]` of the frame only."""
+        self.work, self.rows = work, rows
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = torch.empty_like(q)
         for g, (cache, branch) in enumerate(self.sources):
-            rows = self._of(self.rows, g)
+            rows = None if self.rows is None else self.rows[g // self.branches]
             keys, values = cache.update(layer, k[g], v[g], branch, rows=rows)
-            out[g] = self._attend(layer, g, q[g], keys, values)
+            out[g] = self._attend(layer, g, q[g], keys, values, rows)
         return out
 
-    def _attend(self, layer: int, g: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _attend(
+        self, layer: int, g: int, q: Tensor, keys: Tensor, values: Tensor, rows: Tensor | None
+    ) -> Tensor:
         return attend(q, keys, values)
-
-    def _of(self, index: Tensor | None, g: int) -> Tensor | None:
-        """The line of an index `[B, n]` that belongs to row g."""
-        return None if index is None else index[g // self.branches]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StepRows:
-    """The tokens of one denoising step, int64 `[B, n]` each, as many for every prompt.
-
-    `chosen` are the content positions whose codes are drawn and `place` their rows in the forward.
-    `rows` are offsets of the tokens forwarded (None: all of the frame), `moved` of those that were
-    decided in the step before; of the rows forwarded they are the first, unless all are.
-    """
-
-    chosen: Tensor
-    place: Tensor
-    rows: Tensor | None = None
-    moved: Tensor | None = None
 
 
 class ReusedAttention(CachedAttention):
     """As `CachedAttention`, in two parts: the history's is kept from step to step (methods E4).
 
-    Kept are, for every layer and row, the output `[H, P, D]` over anchors and history and its
-    log-sum-exp `[H, P]`, float32: about as much memory as every layer's input. Which queries attend
-    to the history anew is told by the step's `StepWork`; the merge with the current frame's part is
-    exact.
+    Kept are, for every layer and row, the output `[H, P, D]` over anchors and history, its
+    log-sum-exp `[H, P]` in float32, and the queries `[KV, P, D]` of one head a group, by which is
+    told whose queries moved. The merge with the current frame's part is exact, and so is the first
+    layer for undecided tokens: nothing but a decision changes a query there.
     """
 
     def __init__(self, caches: Sequence[FrameCache], branches: int, tokens: int) -> None:
         super().__init__(caches, branches)
         self.tokens = tokens
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def _attend(self, layer: int, g: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _attend(
+        self, layer: int, g: int, q: Tensor, keys: Tensor, values: Tensor, rows: Tensor | None
+    ) -> Tensor:
         held = keys.shape[1] - self.tokens
-        past = self._history(layer, g, q, keys[:, :held], values[:, :held])
-        return merge(*attend_lse(q, keys[:, held:], values[:, held:]), *past)
+        out, lse = self._history(layer, g, q, keys[:, :held], values[:, :held], rows)
+        return merge(*attend_lse(q, keys[:, held:], values[:, held:]), out, lse)
 
     def _history(
-        self, layer: int, g: int, q: Tensor, keys: Tensor, values: Tensor
+        self, layer: int, g: int, q: Tensor, keys: Tensor, values: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp of the queries over what is held: computed where due, or kept."""
-        kept = self._room(layer, g, q)
-        rows = self._of(self.rows, g)
-        fresh = self.work.fresh if layer else self.work.fresh_first
-        if fresh is None:
+        kept = self._room(layer, g, q, len(keys))
+        group = len(q) // len(keys)
+        if self.work.fresh is None:
             new = attend_lse(q, keys, values)
-            _keep(kept, new, rows)
+            _keep(kept, (*new, q[::group]), rows)
             return new
-        if fresh:
-            moved = self._of(self.moved, g)
-            first = q[:, moved] if rows is None else q[:, :fresh]
-            _keep(kept, attend_lse(first, keys, values), moved)
-        return kept if rows is None else (kept[0][:, rows], kept[1][:, rows])
+        if self.work.fresh:
+            before = kept[2] if rows is None else kept[2][:, rows]
+            moved = (q[::group] - before).square().sum(dim=(0, 2), dtype=kept[1].dtype)
+            most = moved.topk(self.work.fresh, sorted=False).indices
+            some = q[:, most]
+            new = attend_lse(some, keys, values)
+            _keep(kept, (*new, some[::group]), most if rows is None else rows[most])
+        return kept[:2] if rows is None else (kept[0][:, rows], kept[1][:, rows])
 
-    def _room(self, layer: int, g: int, q: Tensor) -> tuple[Tensor, Tensor]:
+    def _room(self, layer: int, g: int, q: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
         """Where a layer's parts of a row are kept: made once a clip."""
         if layer not in self._kept:
             heads, _, size = q.shape
-            shape = (len(self.sources), heads, self.tokens)
-            wide = torch.promote_types(q.dtype, torch.float32)
-            lse = torch.empty(shape, dtype=wide, device=q.device)
-            self._kept[layer] = q.new_empty((*shape, size)), lse
-        out, lse = self._kept[layer]
-        return out[g], lse[g]
+            count, wide = len(self.sources), torch.promote_types(q.dtype, torch.float32)
+            self._kept[layer] = (
+                q.new_empty((count, heads, self.tokens, size)),
+                torch.empty((count, heads, self.tokens), dtype=wide, device=q.device),
+                q.new_empty((count, kv_heads, self.tokens, size)),
+            )
+        out, lse, queries = self._kept[layer]
+        return out[g], lse[g], queries[g]
 
 
-def _keep(kept: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], rows: Tensor | None) -> None:
+def _keep(kept: Sequence[Tensor], new: Sequence[Tensor], rows: Tensor | None) -> None:
     for room, part in zip(kept, new, strict=True):
         if rows is None:
             room[:] = part

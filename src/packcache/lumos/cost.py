@@ -67,13 +67,11 @@ def frame_work(
     rows = attended = 0  # token rows of the network; pairs of a query and a key, layers summed
     left = [] if given else undecided(layout.content, sampling.steps)
     layers = config.num_hidden_layers
-    for work in reuse.works(left):
-        all_rows = layout.tokens if work.rows is None else work.rows
-        fresh = all_rows if work.fresh is None else work.fresh
-        first = all_rows if work.fresh_first is None else work.fresh_first
-        history = fresh * (layers - 1) + first if reuse.keeps_history else all_rows * layers
-        rows += all_rows
-        attended += all_rows * layout.tokens * layers + history * held
+    for work in reuse.works(left, layout.tokens):
+        through = layout.tokens if work.rows is None else work.rows
+        fresh = through if work.fresh is None else work.fresh
+        rows += through
+        attended += (through * layout.tokens + fresh * held) * layers
     rows += layout.tokens  # the commit
     attended += layout.tokens * (held + layout.tokens) * layers
     codes = config.token_ids.num_codes

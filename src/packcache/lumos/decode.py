@@ -22,7 +22,7 @@ from torch import Tensor
 from packcache.cache import FrameCache
 from packcache.errors import GenerationError, InputError, InvalidSetting, is_out_of_memory
 from packcache.lumos import schedule
-from packcache.lumos.attend import CachedAttention, ReusedAttention, StepRows, causal_attention
+from packcache.lumos.attend import CachedAttention, ReusedAttention, causal_attention
 from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import Draws, Sampling
 from packcache.lumos.tables import FrameTables
@@ -81,6 +81,19 @@ class Step:
     logits: Tensor
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepRows:
+    """The tokens of one denoising step, int64 `[B, n]` each, as many for every prompt.
+
+    `chosen` are the content positions whose codes are drawn and `place` their rows in the forward;
+    `rows` are the offsets of the tokens forwarded, None for all of the frame.
+    """
+
+    chosen: Tensor
+    place: Tensor
+    rows: Tensor | None = None
+
+
 class Decoder:
     """The state of one call: caches of B prompts, the frames made so far, the sampler.
 
@@ -125,7 +138,7 @@ class Decoder:
         self.visible[layout.header + self.history] = False
         self.counts = schedule.cosine_counts(layout.content, sampling.steps)
         self.undecided = schedule.undecided(layout.content, sampling.steps)
-        self.works = self.reuse.works(self.undecided)
+        self.works = self.reuse.works(self.undecided, layout.tokens)
         self.temperatures = schedule.temperatures(sampling.steps, sampling.temperature)
         self.device = model.lm_head.weight.device
         self.content = self.vocab.content(layout).to(self.device)
@@ -356,7 +369,7 @@ class Decoder:
             tokens = ids[:, self.content]
             known = tokens != self.vocab.ids.mask
             which = self._step_rows(step, known, before)
-            self.attend_step.begin(self.works[step], which)
+            self.attend_step.begin(self.works[step], which.rows)
             hidden = self._forward(ids, rotary, self.attend_step)
             for cache in self.caches:
                 cache.rollback()
@@ -373,28 +386,16 @@ class Decoder:
         """Who is computed and decided in a step, from what is decided `[B, N]`, and was a step ago.
 
         As many for every prompt as the schedule says, so that no device is asked. Equal confidences
-        are decided together, so fewer may be undecided; decided ones then fill up and stay as they
-        are, and where more were just decided than scheduled some wait for the next refresh.
+        are decided together, so fewer may be undecided; decided ones then fill up and stay so.
         """
-        work, left = self.works[step], self.undecided[step]
-        if self.reuse.is_exact:
-            count = self.layout.content if self.all_rows else left
-            chosen = known.long().argsort(dim=1, stable=True)[:, :count]  # undecided ones first
-            return StepRows(chosen=chosen, place=self.content[chosen])
-        old = known & before
-        just_first = ((~known).long() + 2 * old.long()).argsort(dim=1, stable=True)
-        open_first = (known.long() + old.long()).argsort(dim=1, stable=True)
-        chosen = open_first[:, :left]
-        moved = self.content[just_first[:, : work.moved]]
+        old = known if self.reuse.is_exact else known.long() + (known & before)
+        order = old.long().argsort(dim=1, stable=True)  # undecided, just decided, all others
+        count = self.layout.content if self.all_rows else self.undecided[step]
+        chosen, work = order[:, :count], self.works[step]
         if work.rows is None:
-            return StepRows(chosen=chosen, place=self.content[chosen], moved=moved)
-        # Both orders end alike, so what is chosen is forwarded, however many were just decided.
-        return StepRows(
-            chosen=chosen,
-            place=just_first.argsort(dim=1).gather(1, chosen),
-            rows=self.content[just_first[:, : work.rows]],
-            moved=moved,
-        )
+            return StepRows(chosen=chosen, place=self.content[chosen])
+        place = torch.arange(count, device=self.device).expand(len(known), -1)
+        return StepRows(chosen=chosen, place=place, rows=self.content[order[:, : work.rows]])
 
     def _read_back(self, ids: Tensor, finite: Tensor) -> Tensor:
         """A finished frame's ids on the host: the one place where a frame waits for its device."""

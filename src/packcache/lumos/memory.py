@@ -194,12 +194,13 @@ def kept_terms(
     if not reuse.keeps_history:
         return []
     wide, layers = max(4, dtype.itemsize), config.num_hidden_layers
-    row = config.hidden_size * dtype.itemsize + config.num_attention_heads * wide
+    queries = config.num_key_value_heads * config.head_dim
+    row = (config.hidden_size + queries) * dtype.itemsize + config.num_attention_heads * wide
     return [
         Term(
             name="attention to the history",
             bytes=layers * prompts * sampling.branches * layout.tokens * row,
-            how=f"layers x A x (D x {dtype.itemsize} B and heads x {wide} B)",
+            how=f"layers x A x ((D + KV x d) x {dtype.itemsize} B + heads x {wide} B)",
         )
     ]
 

@@ -197,9 +197,7 @@ class Pipeline:
         header = self._header(size, frames, fps, seconds)
         decoder = self._decoder(
             prompts, header, frames, _changed(self.sampling, sampling), seeds,
-            policy=parse_policy(policy) if isinstance(policy, str) else policy or PackCache(),
-            positions=positions, rebase=rebase,
-            reuse=parse_reuse(reuse) if isinstance(reuse, str) else reuse,
+            policy=policy or PackCache(), positions=positions, rebase=rebase, reuse=reuse,
         )  # fmt: skip
         start = time.perf_counter()
         given = self._given(pictures, video, size, len(prompts))
@@ -226,6 +224,9 @@ class Pipeline:
         frames: int | None,
         sampling: Sampling,
         seeds: Sequence[int],
+        *,
+        policy: Policy | str,
+        reuse: StepReuse | str | None,
         **settings: Any,
     ) -> Decoder:
         layout = Vocab(self.model.config).layout(header.width, header.height)
@@ -234,6 +235,8 @@ class Pipeline:
             [self._prefix(prompt, header, layout) for prompt in prompts],
             layout=layout,
             sampling=sampling,
+            policy=parse_policy(policy) if isinstance(policy, str) else policy,
+            reuse=parse_reuse(reuse, sampling.steps) if isinstance(reuse, str) else reuse,
             draws=schedule.philox_draws(seeds, sampling.steps, layout.content),
             latents=None if frames is None else latent_frames(frames, self._group),
             **settings,
