@@ -13,7 +13,7 @@ MINUTES ?= 240
 WORKERS ?= 0
 TRAINING = --resume --device $(DEVICE) --workers $(WORKERS)
 
-.PHONY: setup demo test nightly lint golden train-digits bench-digits bench-lumos
+.PHONY: setup demo test nightly lint golden train-digits bench performance bench-digits bench-lumos
 
 setup: $(READY)
 
@@ -44,6 +44,14 @@ nightly: setup
 train-digits: setup
 	$(BIN)/python recipes/digits/train_codec.py $(TRAINING) --minutes $(CODEC_MINUTES)
 	$(BIN)/python recipes/digits/train.py $(TRAINING) --minutes $(MINUTES) $(if $(COMPILE),--compile)
+
+# seconds of every policy and preset, e.g. ARGS="--model digits --frames 384"
+bench: setup
+	$(BIN)/packcache bench $(ARGS)
+
+# docs/performance.md and its picture from the stored results
+performance: setup
+	$(BIN)/packcache bench --page docs/performance.md
 
 bench-digits: setup
 	$(BIN)/python benchmarks/long_clip.py $(ARGS)

@@ -71,10 +71,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """What a clip takes before any weight is loaded: memory, what fits, and time."""
+    from packcache.lumos import plan as plans
     from packcache.lumos.config import SIZES
     from packcache.lumos.image import pick_size
-    from packcache.lumos.plan import found_memory, paper_figures, parse_bytes
-    from packcache.lumos.plan import plan as make
     from packcache.models import usual
     from packcache.policies import parse_policy
     from packcache.reuse import parse_reuse
@@ -83,14 +82,14 @@ def plan(
     config, own = SIZES.get(model) or source.config(), usual(model)
     sampling = replace(own.sampling, **given(steps=steps, guidance=guidance))
     kind = policy or ("full" if engine == "stock" else "packcache")
-    made = make(
+    made = plans.plan(
         config,
         size=pick_size(parse_size(size), default=own.size, picture=None),
         frames=frames,
         policy=parse_policy(with_settings(kind, budget=budget, window=window)),
         image=image,
         prompts=prompts,
-        memory=parse_bytes(memory) if memory else found_memory(source.place),
+        memory=plans.parse_bytes(memory) if memory else plans.found_memory(source.place),
         engine=engine,  # type: ignore[arg-type]
         positions=positions,  # type: ignore[arg-type]
         rebase=rebase,  # type: ignore[arg-type]
@@ -99,7 +98,7 @@ def plan(
         sampling=sampling,
         **given(text_tokens=text_tokens),
     )
-    rows = paper_figures(SIZES["3b"]) if engine == "stock" else []
+    rows = plans.paper_figures(SIZES["3b"]) if engine == "stock" else []
     if as_json:
         print_json(made.to_json() | ({"paper": [row.to_json() for row in rows]} if rows else {}))
         return

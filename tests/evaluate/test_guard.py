@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_rows_say_what_was_found_and_what_it_means():
     exact, fast = found.rows()
     assert (exact["verdict"], exact["drops"]) == (None, None)
     assert (fast["verdict"], fast["holds"]) == ("undecided", False)
-    assert (fast["history_every"], fast["rest_every"], fast["kl"]) == (2, 2, None)
+    assert (fast["history_every"], fast["rest_every"], fast["kl"]) == (9, 9, None)
     assert fast["drops"]["recall"]["mean"] == 2 and fast["recall"]["clips"] == 400
     needed = fast["drops"]["recall"]["needed"]
     assert f"undecided: needs {needed} recall clips" in found.lines()[-1]
@@ -240,7 +241,7 @@ def test_command_writes_json_and_prints_the_table(tmp_path):
     result = json.loads((tmp_path / "new" / "guard.json").read_text())
     assert result["schema"] == "packcache.guard/1"
     assert [row["preset"] for row in result["results"]] == ["exact", "rest_every=2"]
-    assert result["workload"]["presets"]["rest_every=2"] == {"history_every": 1, "rest_every": 2}
+    assert result["workload"]["presets"]["rest_every=2"] == asdict(StepReuse(rest_every=2))
     assert result["workload"]["sampling"]["steps"] == 2
     assert result["results"][1]["recall"] is None
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import packcache as pc
+from packcache.attention import attend_lse, attend_lse_plain, merge
 from packcache.cache import FrameCache
 from packcache.lumos.config import SIZES
 from packcache.lumos.decode import Decoder
@@ -31,6 +32,7 @@ from packcache.lumos.vocab import Vocab
 from packcache.lumos.weights import load_model
 from packcache.policies import FullCache, PackCache, Policy, SinkWindow
 from packcache.positions import Rotation, inverse_frequencies
+from packcache.reuse import StepReuse
 from packcache.testing import golden
 from packcache.testing.live import LiveBytes
 from packcache.timeline import Role, Span
@@ -225,6 +227,40 @@ def test_the_peak_is_the_planned_one(policy, dtype):
     assert taken == pytest.approx(made.peak.bytes, rel=0.1)
 
 
+# --- steps that reuse earlier ones ---------------------------------------------------------------
+
+REUSES = [
+    StepReuse(),
+    StepReuse(history_every=2, history_share=0.25),
+    StepReuse(rest_every=3),
+    StepReuse(history_every=9, history_share=0.1, rest_every=9),
+]
+
+
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
+def test_the_kernels_say_their_log_sum_exp(dtype, near, size):
+    """Flash attention for narrow numbers, the memory-efficient kernel for float32."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((6, 77, size), (2, 301, size), (2, 301, size))
+    q, k, v = (torch.randn(s, generator=generator).to(DEVICE, dtype) for s in shapes)
+    out, lse = attend_lse(q, k, v)
+    plain, plain_lse = attend_lse_plain(q, k, v)
+    assert (out - plain).abs().max() <= near and out.dtype == dtype
+    assert (lse - plain_lse).abs().max() <= 1e-3 and lse.dtype == torch.float32
+    parts = (attend_lse(q, k[:, at], v[:, at]) for at in (slice(100), slice(100, None)))
+    (one, a), (two, b) = parts
+    assert (merge(one, a, two, b) - plain).abs().max() <= 2 * near
+
+
+@pytest.mark.parametrize("reuse", REUSES[1:])
+def test_reuse_gives_the_tokens_it_gives_on_the_cpu(tiny, reuse):
+    there = decoder(tiny, PackCache(), steps=5, reuse=reuse, latents=4)
+    here = decoder(golden.tiny_model(GOLDEN), PackCache(), steps=5, reuse=reuse, latents=4)
+    made = [torch.stack([r.ids for r in run.frames()]) for run in (there, here)]
+    check_same(*made)
+
+
 # --- no waiting ---------------------------------------------------------------------------------
 
 
@@ -258,12 +294,13 @@ class Asking(Watched):
         return torch.full((1, 1), int((~known).sum().item()), device=self.device)
 
 
+@pytest.mark.parametrize("reuse", REUSES)
 @pytest.mark.parametrize("policy", [FullCache(), PackCache()])
-def test_the_step_loop_never_waits_for_the_device(tiny, policy):
-    made = decoder(tiny, policy, make=Watched, latents=6)
+def test_the_step_loop_never_waits_for_the_device(tiny, policy, reuse):
+    made = decoder(tiny, policy, make=Watched, latents=6, reuse=reuse, steps=5)
     assert isinstance(made, Watched)
     list(made.frames())
-    assert made.steps_seen == 6 * 3
+    assert made.steps_seen == 6 * 5
 
 
 @pytest.mark.skipif(not ON_CUDA, reason="a CPU is never waited for")
