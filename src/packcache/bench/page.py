@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packcache.bench.guarded import counted, guard_section, read_guards
 from packcache.bench.result import SCHEMA
 from packcache.bench.table import notes, seconds_text, title
 from packcache.errors import InputError, InputFileError
@@ -116,8 +117,9 @@ def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def render(folder: Path) -> str:
     """The whole page as Markdown."""
-    results = read_results(folder)
-    parts = [_INTRO, _targets([result for _, result in results])]
+    results, guards = read_results(folder), read_guards(folder)
+    parts = [_INTRO, _targets([result for _, result in results], guards)]
+    parts += [guard_section(guards)] if guards else []
     parts += [_section(name, result) for name, result in results]
     return "\n".join(parts)
 
@@ -125,15 +127,22 @@ def render(folder: Path) -> str:
 # --- targets --------------------------------------------------------------------------------------
 
 
-def _targets(results: Sequence[Mapping[str, Any]]) -> str:
+def _targets(
+    results: Sequence[Mapping[str, Any]], guards: Sequence[tuple[str, Mapping[str, Any]]]
+) -> str:
     head = ("where", "against", "measured on", "LAST", "aim", "", "TOTAL", "aim", "")
-    rows = [row for target in TARGETS for row in _target_rows(target, results)]
+    rows = [row for target in TARGETS for row in _target_rows(target, results, guards)]
     rows += [row for result in results for row in (*_kernel_rows(result), *_engine_rows(result))]
     return "## Targets\n\n3B at 672x384; PackCache.\n\n" + _table(head, rows) + "\n"
 
 
-def _target_rows(target: Target, results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _target_rows(
+    target: Target,
+    results: Sequence[Mapping[str, Any]],
+    guards: Sequence[tuple[str, Mapping[str, Any]]],
+) -> list[list[str]]:
     """A line for each result that tells, or one that says that none does."""
+    counts = "" if target.preset == "exact" else counted(guards, repr(PackCache()), target.preset)
     aims = (f">= {target.last:g}x", f">= {target.total:g}x")
     lines = []
     for result in results:
@@ -147,8 +156,8 @@ def _target_rows(target: Target, results: Sequence[Mapping[str, Any]]) -> list[l
                 verdict += f"; {off:+.0%} of predicted, {PREDICTED_WITHIN:.0%} allowed: {near}"
             cells = [_measured(found, "last"), aims[0], verdict]
             cells += [_measured(found, "total"), aims[1], _verdict(total, target.total)]
-            lines.append([target.where, target.against, _place(result), *cells])
-    none = [target.where, target.against, "*not run*", "-", aims[0], "", "-", aims[1], ""]
+            lines.append([target.where + counts, target.against, _place(result), *cells])
+    none = [target.where + counts, target.against, "*not run*", "-", aims[0], "", "-", aims[1], ""]
     return lines or [none]
 
 

@@ -1,0 +1,93 @@
+"""What the quality guard said of presets, beside their speed: a fast row counts only if it held.
+
+Reads the results of `packcache evaluate guard`; nothing of it is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from packcache.errors import InputFileError
+from packcache.evaluate.guard import SCHEMA
+from packcache.lumos.config import read_json
+from packcache.policies import parse_policy
+from packcache.reuse import PRESET_STEPS
+
+__all__ = ["PATTERN", "counted", "guard_section", "read_guards"]
+
+#: Names of the files that are read.
+PATTERN = "guard*.json"
+
+Found = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+def read_guards(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Name and content of each stored guard, by name; there may be none."""
+    found = [(path.name, read_json(path)) for path in sorted(folder.glob(PATTERN))]
+    for name, result in found:
+        if result.get("schema") != SCHEMA:
+            raise InputFileError(
+                f"{name} has schema {result.get('schema')!r}, expected {SCHEMA!r}: move it away"
+            )
+    return found
+
+
+def counted(guards: Found, settings: str, preset: str) -> str:
+    """Whether a row of a policy (its repr) with a preset counts, as words behind its name."""
+    verdicts = {
+        row["verdict"]
+        for _, guard in guards
+        for row in guard["results"]
+        if row["preset"] == preset and repr(parse_policy(row["policy"])) == settings
+    }
+    if not verdicts:
+        return " (guard: *not run*)"
+    if verdicts == {"holds"}:
+        return " (guard holds)"
+    return f" (does not count: guard {' and '.join(sorted(verdicts - {'holds'}))})"
+
+
+def guard_section(guards: Found) -> str:
+    """What the presets cost in quality, as Markdown."""
+    head = (
+        "*embedded model*", "digit read", "lost, points", "recalled", "lost, points", "KL, nats",
+        "same first code", "verdict",
+    )  # fmt: skip
+    limits = guards[0][1]["workload"]["limits"]
+    lines = [
+        "## What the presets cost\n",
+        "`packcache evaluate guard` on the embedded model, paired by clip: digits read in clips "
+        "made freely, objects recalled when a curtain rises, and, step by step along the exact "
+        "run, the divergence of the codes' distribution. A speed counts only if digits fall by at "
+        f"most {limits['digit']:g} points and recall by at most {limits['recall']:g}, by the upper "
+        "bound of the 95 % interval (*embedded model*). Presets are shares of the schedule, told "
+        f"for {PRESET_STEPS} steps and scaled to the model's own.\n",
+    ]
+    for name, guard in guards:
+        work = guard["workload"]
+        rows = [_row(row) for row in guard["results"]]
+        lines += [
+            f"{work['clips']} clips of {work['frames']} frames, {work['recall_clips']} memory "
+            f"clips, {work['sampling']['steps']} steps, from `{name}`:\n",
+            "\n".join(f"| {' | '.join(r)} |" for r in (head, ("---",) * len(head), *rows)),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    drops = row["drops"] or {}
+    cells = [f"{row['policy']} {row['preset']}"]
+    for metric in ("digit", "recall"):
+        found = row[metric]
+        cells += [f"{100 * found['mean']:.1f} %" if found else "-", _lost(drops.get(metric))]
+    for metric, text in (("kl", "{:.2g}"), ("agreement", "{:.1%}")):
+        found = row[metric]
+        cells.append(text.format(found["mean"]) if found and drops else "-")
+    return [*cells, row["verdict"] or "-"]
+
+
+def _lost(fall: Mapping[str, Any] | None) -> str:
+    return "-" if fall is None else f"{fall['mean']:.1f} ({fall['low']:.1f} to {fall['high']:.1f})"
