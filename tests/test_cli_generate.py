@@ -55,8 +55,10 @@ def test_size_rate_and_duration_are_stated(run, tmp_path):
 
 
 def test_steps_that_reuse_earlier_ones_are_asked_for(run, tmp_path):
-    options = ("--frames", 5, "--steps", 4, "--json", "--out", tmp_path / "c.mp4")
-    for reuse, settings in (("fast", pc.parse_reuse("fast", 4)), ("exact", pc.StepReuse())):
+    options = ("--frames", 5, "--steps", 12, "--json", "--out", tmp_path / "c.mp4")
+    fast = pc.parse_reuse("fast", 12)
+    assert not fast.is_exact
+    for reuse, settings in (("fast", fast), ("exact", pc.StepReuse())):
         code, printed, _ = run("generate", PROMPT, *options, "--reuse", reuse)
         work = json.loads(printed)["workload"]
         assert code == 0 and pc.StepReuse(**work["reuse"]) == settings

@@ -6,12 +6,16 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from packcache.errors import GenerationError, InputError, InvalidSetting
 from packcache.lumos import decode
 from packcache.lumos.decode import Step
 from packcache.lumos.schedule import Sampling, philox_draws
-from packcache.policies import FullCache, PackCache
+from packcache.policies import FullCache, PackCache, SinkWindow, SlidingWindow
+from packcache.reuse import StepReuse
 from packcache.timeline import Role
 from tests.tools import PROMPTS, picture, recorder
 
@@ -239,3 +243,81 @@ def test_running_out_of_memory_is_one_clear_line(tiny, monkeypatch, where):
     with pytest.raises(GenerationError, match=r"out of memory in .*: see packcache plan") as told:
         work()
     assert len(str(told.value).splitlines()) == 1
+
+
+# --- the step loop: what it makes and what stays as it is ----------------------------------------
+
+
+class Shapes(TorchDispatchMode):
+    """What every op is given and makes, while `on`: one list a latent frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames: list[list[tuple[str, tuple[tuple[int, ...], ...]]]] = []
+        self.made: list[tuple[int, ...]] = []
+        self.on = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if self.on:
+            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            new = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+            self.frames[-1].append((str(func), tuple(tuple(t.shape) for t in (*given, *new))))
+            places = {t.untyped_storage().data_ptr() for t in given}
+            self.made += [
+                tuple(t.shape) for t in new if t.untyped_storage().data_ptr() not in places
+            ]
+        return out
+
+
+def watched(tiny, policy, reuse, latents=8):
+    run, watch = recorder(tiny, policy, steps=6, reuse=reuse), Shapes()
+    denoise = run._denoise
+
+    def noted(*arguments):
+        watch.frames.append([])
+        watch.on = True
+        finite = denoise(*arguments)
+        watch.on = False
+        return finite
+
+    run._denoise = noted
+    with watch:
+        run.run(latents)
+    return run, watch
+
+
+REUSES = [StepReuse(), StepReuse(history_every=3, history_share=0.2, rest_every=3)]
+
+
+@pytest.mark.parametrize("reuse", REUSES)
+@pytest.mark.parametrize("policy", [PackCache(window=2), SlidingWindow(), SinkWindow()])
+def test_shapes_are_constant_once_the_window_is_full(tiny, policy, reuse):
+    """What a CUDA graph or a compiler would see: the same ops on the same shapes, frame by frame."""
+    _, watch = watched(tiny, policy, reuse)
+    full = [n for n, frame in enumerate(watch.frames) if frame == watch.frames[-1]]
+    assert full == list(range(min(full), 8)) and min(full) <= 4
+    _, growing = watched(tiny, FullCache(), reuse)
+    assert growing.frames[-1] != growing.frames[-2]
+
+
+@pytest.mark.parametrize("reuse", REUSES)
+def test_no_step_makes_a_tensor_as_long_as_the_cache(tiny, reuse):
+    """Keys and values are views of the store: nothing is copied, repeated or indexed anew."""
+    run, watch = watched(tiny, FullCache(), reuse, latents=4)
+    longest = 3 * run.layout.tokens
+    assert watch.made and max(max(shape, default=0) for shape in watch.made) > run.layout.tokens
+    held = {run.caches[0].text[b] + n * 24 for b in (0, 1) for n in range(5)}
+    assert not [shape for shape in watch.made if held & set(shape) and longest]
+
+
+def test_rotary_tables_are_made_once_a_clip(tiny, monkeypatch):
+    asked = []
+    rotary = type(tiny).rotary
+    monkeypatch.setattr(
+        type(tiny), "rotary", lambda self, ids: asked.append(ids.shape[1]) or rotary(self, ids)
+    )
+    run = recorder(tiny, PackCache()).run(5)
+    frames = asked[2:]  # the text of both branches came first
+    assert frames[:2] == [run.layout.tokens] * 2 and len(frames) == 2 * 5
+    assert max(frames[2:]) <= 5

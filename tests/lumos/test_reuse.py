@@ -240,9 +240,24 @@ def test_a_batch_draws_what_its_prompts_draw_alone(tiny, reuse):
 
 
 @every_setting
-def test_one_branch_will_do(tiny, reuse):
-    run = made(tiny, reuse, guidance=1.0)
-    assert run.branches == 1 and run.tokens.shape[1] == 4
+def test_one_branch_is_guidance_of_one(tiny64, reuse):
+    one, two = (made(tiny64, reuse, guidance=g) for g in (1.0, 1.0 + 1e-12))
+    assert (one.branches, two.branches) == (1, 2)
+    assert torch.equal(one.tokens, two.tokens)
+
+
+@every_setting
+def test_a_clip_taken_up_goes_on_with_the_same_tokens(tiny, reuse):
+    """What steps keep is of one frame only, so nothing of it belongs into a checkpoint."""
+    whole = made(tiny, reuse, FullCache())
+    half = made(tiny, reuse, FullCache(), latents=2)
+    fresh = recorder(tiny, FullCache(), steps=STEPS, reuse=reuse)
+    for new, old in zip(fresh.caches, half.caches, strict=True):
+        tensors = [x.clone() for entry in old.timeline.entries for x in old.export(entry)]
+        new.restore(old.timeline, tensors, delta=old.delta, capacities=old.capacities)
+    fresh.resume(frame=2, generated=1, prefill_s=0.0)
+    fresh.run(4, picture(tiny))
+    assert torch.equal(fresh.tokens, whole.tokens[:, 2:])
 
 
 @settings(deadline=None, max_examples=60)

@@ -475,7 +475,7 @@ class Decoder:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Codes `[B, rows]`, their probabilities, and the logits (none kept unless asked for)."""
         logits = self._guided(hidden, place)
-        probs = logits.softmax(dim=-1, dtype=torch.float32)  # nothing else is that wide
+        probs = logits.softmax(dim=-1, dtype=torch.float32)  # and their running sums: no more
         codes = schedule.pick(probs, draws, step, chosen, greedy=self.sampling.greedy)
         picked = probs.gather(-1, codes[..., None])[..., 0]
         return codes, picked, logits.float() if self.on_step else picked[..., :0, None]
