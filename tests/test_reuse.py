@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packcache.errors import InvalidSetting
-from packcache.lumos.schedule import cosine_counts, undecided
+from packcache.lumos.config import SIZES
+from packcache.lumos.cost import frame_work
+from packcache.lumos.schedule import UPSTREAM, cosine_counts, undecided
 from packcache.reuse import EXACT, PRESETS, StepReuse, StepWork, parse_reuse
+from packcache.timeline import FrameLayout
 
+LAYOUT = FrameLayout(rows=48, cols=84)
 EVERY = st.integers(1, 20)
 LEFT = st.builds(undecided, st.integers(20, 300), st.integers(1, 20))
 
@@ -37,10 +41,12 @@ def test_what_a_step_computes(left, history, rest, share):
     works = reuse.works(left, tokens)
     assert len(works) == len(left)
     assert works[:2] == [StepWork()] * len(works[:2])
+    last = 1
     for step, work in enumerate(works[2:], start=2):
         assert work.rows == (None if step % rest == 0 else left[step - 1])
-        if step % history == 0:
+        if step == last + history or left[step] <= 0.8 * left[last]:
             assert work.fresh is None
+            last = step
             continue
         through = tokens if work.rows is None else work.rows
         decided = left[step - 1] - left[step]
@@ -50,13 +56,15 @@ def test_what_a_step_computes(left, history, rest, share):
 def test_a_worked_example():
     """Twelve tokens, two of them border, in five steps."""
     reuse = StepReuse(history_every=3, history_share=0.25, rest_every=2)
-    works = reuse.works([10, 9, 8, 6, 1], 12)
+    works = reuse.works([10, 10, 9, 9, 9, 8, 1], 12)
     assert [(w.rows, w.fresh) for w in works] == [
         (None, None),
         (None, None),  # equal confidences decide many in the first step
         (None, 3),
-        (8, None),
-        (None, 5),
+        (9, 3),
+        (None, None),  # three steps after the last refresh
+        (9, 3),
+        (None, None),  # a fifth and more of nine was decided
     ]
 
 
@@ -69,8 +77,10 @@ def test_presets_go_from_none_to_much():
     exact, balanced, fast = (PRESETS[name] for name in ("exact", "balanced", "fast"))
     assert exact == EXACT == StepReuse()
     for one, more in ((exact, balanced), (balanced, fast)):
-        assert one != more
-        assert one.history_every <= more.history_every and one.rest_every <= more.rest_every
+        costs = (
+            frame_work(SIZES["3b"], LAYOUT, UPSTREAM, 9000, reuse=r).total for r in (one, more)
+        )
+        assert one != more and next(costs) > next(costs)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -23,6 +23,10 @@ PRESET_STEPS = 50
 #: sees another frame.
 _WHOLE = 2
 
+#: History is refreshed too when this share of those undecided at the last refresh is left: late in a
+#: frame much is decided between two steps, and few tokens are left to compute.
+_LEFT = 0.8
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepWork:
@@ -41,9 +45,10 @@ class StepReuse:
     """How often what changes little from step to step is computed anew; 1 is every step: exact.
 
     `history_every` is R_H: attention over anchors and history, kept as output and log-sum-exp of
-    each layer, is refreshed every R_H steps, and between for the tokens whose queries moved most:
-    `history_share` of a frame's tokens. `rest_every` is R: keys and values of a token are computed
-    until one step after it was decided, then every R steps. A frame's first two steps are whole.
+    each layer, is refreshed after R_H steps, or when a fifth of the undecided tokens was decided,
+    and between for the tokens whose queries moved most: `history_share` of a frame's tokens.
+    `rest_every` is R: keys and values of a token are computed until one step after it was decided,
+    then every R steps. A frame's first two steps are whole.
     """
 
     history_every: int = 1
@@ -80,12 +85,14 @@ class StepReuse:
     def works(self, undecided: Sequence[int], tokens: int) -> list[StepWork]:
         """The work of each step of a frame of `tokens`; `undecided` are left when it begins."""
         share = math.ceil(self.history_share * tokens)
-        works = []
+        works, last = list[StepWork](), 0
         for step, left in enumerate(undecided):
             before = undecided[step - 1] if step else left
             whole = step < _WHOLE
             rows = None if whole or step % self.rest_every == 0 else before
-            anew = whole or step % self.history_every == 0
+            due = step - last >= self.history_every or left <= _LEFT * undecided[last]
+            anew = whole or due
+            last = step if anew else last
             # as many as were decided at least: their queries are others'
             few = min(tokens if rows is None else rows, max(share, before - left))
             works.append(StepWork(rows=rows, fresh=None if anew else few))
@@ -98,8 +105,8 @@ EXACT = StepReuse()
 #: each costs is measured (`packcache evaluate guard`).
 PRESETS = {
     "exact": EXACT,
-    "balanced": StepReuse(history_every=8, history_share=0.25, rest_every=8),
-    "fast": StepReuse(history_every=16, history_share=0.125, rest_every=16),
+    "balanced": StepReuse(history_every=8, history_share=0.25, rest_every=4),
+    "fast": StepReuse(history_every=8, history_share=0.125, rest_every=8),
 }
 
 _KINDS = {"history_every": int, "history_share": float, "rest_every": int}

@@ -61,10 +61,11 @@ def pairs(lost: int, gained: int, clips: int) -> tuple[np.ndarray, np.ndarray]:
         (2, 2, 400, "holds"),
         (0, 8, 400, "holds"),  # better is no harm
         (8, 0, 400, "undecided"),  # 2 points, but up to 3.5
-        (13, 0, 400, "breaks"),  # 3.25 points
+        (13, 0, 400, "undecided"),  # 3.25 points, but perhaps 1.5
+        (25, 0, 400, "breaks"),  # 6.25 points, 4 at least
         (0, 0, 99, "undecided"),  # a loss in a hundred clips would not have been seen
         (0, 0, 100, "holds"),
-        (1, 0, 10, "breaks"),
+        (1, 0, 10, "undecided"),
     ],
 )
 def test_a_verdict_by_made_up_numbers(lost, gained, clips, verdict):

@@ -128,6 +128,7 @@ def worst_difference(
         lengths = run.prefixes[0].lengths
         rotary = FrameTables(model, run.vocab, run.layout, lengths).at(latents - 1)
         steps, worst = run.forwards[:-1], 0.0
+        works = reuse.works(run.undecided, run.layout.tokens)
         masked = [set((f.ids[0] == run.vocab.ids.mask).nonzero().flatten().tolist()) for f in steps]
         everything = list(range(run.layout.tokens))
         for step, forward in enumerate(steps):
@@ -139,7 +140,7 @@ def worst_difference(
             decided = len(before) - len(masked[step])
             share = math.ceil(reuse.history_share * run.layout.tokens)
             count = min(len(told), max(share, decided))
-            all_anew = step < 2 or step % reuse.history_every == 0
+            all_anew = step < 2 or works[step].fresh is None  # which ones: tests/test_reuse.py
             twin.fresh = lambda layer, count=count, all_anew=all_anew: (
                 None if all_anew or layer < kept_from_layer else count
             )

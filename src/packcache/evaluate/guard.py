@@ -86,7 +86,7 @@ Found = tuple[int, dict[str, list[float]]]
 class Drop:
     """By how many points a share fell, mean over `clips` pairs and its 95 % interval.
 
-    It holds if the upper bound is within `limit`, breaks if the mean is not. Between the two, and
+    It holds if the upper bound is within `limit`, breaks if the lower is not. Between the two, and
     with too few clips to see a loss as rare as the limit, it is undecided: `needed` clips would
     tell, should mean and spread stay as they are.
     """
@@ -110,7 +110,7 @@ def drop(exact: Values, other: Values, limit: float) -> Drop:
     least = math.ceil(300 / limit)
     verdict: Verdict = "undecided"
     needed = None
-    if mean > limit:
+    if low > limit:
         verdict = "breaks"
     elif high <= limit and len(falls) >= least:
         verdict = "holds"
