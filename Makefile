@@ -49,7 +49,7 @@ train-digits: setup
 bench: setup
 	$(BIN)/packcache bench $(ARGS)
 
-# docs/performance.md and its picture from the stored results
+# docs/performance.md from the stored results
 performance: setup
 	$(BIN)/packcache bench --page docs/performance.md
 

@@ -138,7 +138,7 @@ def test_ctrl_c_keeps_the_rows_that_are_finished(run, fakes, tmp_path):
     def fail(name, event, frame):
         if (name, event, frame) == ("full fast", "rehearse", 3):
             calls.append(name)
-            if len(calls) == 2:
+            if len(calls) == 3:  # the first was for the memory
                 raise KeyboardInterrupt
 
     fakes(fail)
@@ -157,7 +157,7 @@ def test_ctrl_c_keeps_the_rows_that_are_finished(run, fakes, tmp_path):
 
 def test_a_failure_keeps_what_was_measured(fakes, tmp_path, monkeypatch):
     def fail(name, event, frame):
-        if (name, event, frame) == ("full exact", "rehearse", 3):
+        if (name, event, frame) == ("full exact", "advance", 3):
             raise RuntimeError("a bug")
 
     fakes(fail)
@@ -167,7 +167,33 @@ def test_a_failure_keeps_what_was_measured(fakes, tmp_path, monkeypatch):
         main()
     result = json.loads(out.read_text())
     assert result["complete"] is False
-    assert all(sorted(row["seconds"]) == ["1", "2"] for row in result["results"])
+    assert [row["complete"] for row in result["results"]] == [False, *[True] * 5]
+
+
+@pytest.mark.parametrize("append", [(), ("--append",)], ids=["anew", "append"])
+def test_an_earlier_result_stands_until_a_row_is_finished(run, fakes, tmp_path, append):
+    fakes()
+    out = tmp_path / "bench.json"
+    assert run(*TINY, "--out", out)[0] == 0
+    before = out.read_text()
+
+    def fail(name, event, frame):
+        if (name, event, frame) == ("window exact", "rehearse", 3):
+            raise KeyboardInterrupt
+
+    fakes(fail)
+    code, _, err = run(*TINY, "--out", out, *append)
+    assert code == 130 and "interrupted" in err and out.read_text() == before
+
+
+def test_composed_rows_are_not_added_to(run, fakes, tmp_path):
+    out = tmp_path / "bench.json"
+    some = (*TINY, "--layers", 1, "--policies", "full", "--presets", "exact", "--out", out)
+    assert run(*some)[0] == 0
+    before = out.read_text()
+    code, printed, err = run(*some, "--append")
+    assert (code, printed, len(err.splitlines())) == (1, "", 1)
+    assert "the rows there are composed" in err and out.read_text() == before
 
 
 def test_rows_are_added_to_a_result(run, fakes, tmp_path):
@@ -191,7 +217,10 @@ def test_composed_rows_and_their_check(run, monkeypatch):
     code, printed, err = run(*TINY, "--layers", 1, "--check", "1", "--policies", "full")
     assert (code, err) == (0, "")
     assert "composed: put together from measured pieces of one layer" in printed
-    assert "composed and really run with 1 layers, steps: " in printed
+    assert (
+        "composed and really run with one layer, steps 0 of latent frame 1, medians of" in printed
+    )
+    assert "toy (random weights, composed), image-to-video 32x32" in printed
 
 
 def test_the_page_is_made_from_results(run, fakes, tmp_path):

@@ -39,7 +39,7 @@ Baselines = Annotated[
     str, typer.Option("--baselines", help="torch-full, stock: loops beside the engine; none")
 ]
 Layers = Annotated[
-    int | None, typer.Option("--layers", help="run so many at most, compose rows of full depth")
+    int | None, typer.Option("--layers", help="compose all layers from the mean of so many")
 ]
 Check = Annotated[
     str | None, typer.Option("--check", help="such as 4,8: layers run whole beside the composed")
@@ -54,7 +54,7 @@ SampleSteps = Annotated[
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="bfloat16, float32 [bfloat16; toy, digits: float32]")
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="JSON, written after every row")]
+Out = Annotated[Path | None, typer.Option("--out", help="JSON, written as rows are finished")]
 Append = Annotated[bool, typer.Option("--append", help="keep the rows that are in --out")]
 Plot = Annotated[Path | None, typer.Option("--plot", help="picture, .png or .svg")]
 Page = Annotated[
@@ -153,10 +153,11 @@ def _run(workload: Workload, out: Path | None, *, quiet: bool, **settings: Any) 
 
     def start(report: Report) -> None:
         if not quiet:
-            print(*predicted_lines(report.to_json()), "", sep="\n", flush=True)
+            print(*predicted_lines(report.to_json(report.new)), "", sep="\n", flush=True)
 
     def keep(report: Report) -> None:
-        if out is not None:
+        new = report.complete or any(map(report.done, report.new))
+        if out is not None and new:  # or what is there would be lost for nothing
             files.write_json(report.to_json(), out)
 
     with progress("measuring") as advance:

@@ -23,8 +23,8 @@ PRESET_STEPS = 50
 #: sees another frame.
 _WHOLE = 2
 
-#: History is refreshed too when this share of those undecided at the last refresh is left: late in a
-#: frame much is decided between two steps, and few tokens are left to compute.
+#: History is refreshed too when this share of those undecided at the last refresh is left: late in
+#: a frame much is decided between two steps, and few tokens are left to compute.
 _LEFT = 0.8
 
 

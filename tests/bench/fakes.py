@@ -27,7 +27,9 @@ class Log:
 
 
 class Fake:
-    """A candidate; `fail(name, event, frame)` may raise."""
+    """A candidate; `fail(name, event, frame)` may raise; no steps take `once` seconds."""
+
+    once = 0.0
 
     def __init__(
         self,
@@ -55,6 +57,8 @@ class Fake:
     def rehearse(self, steps: Sequence[int] | None = None) -> tuple[float, float]:
         self._note("rehearse")
         self.log.steps.append((self.name, steps))
+        if steps is not None and not steps:
+            return self.once, 0.5
         self.times += 1
         return self.seconds(self.name, self.frame, self.times - 1), 0.5
 

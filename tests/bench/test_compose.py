@@ -13,7 +13,7 @@ from packcache.bench import compose as module
 from packcache.bench.compose import check, compose, frame_uses, measure, needed
 from packcache.bench.pieces import Piece, Pieces, Probe
 from packcache.bench.predict import held_tokens
-from packcache.bench.probes import Probes, groups_at_once
+from packcache.bench.probes import Probes, groups_at_once, shallow_model
 from packcache.errors import InputError, InvalidSetting
 from packcache.lumos.cost import frame_work, linear_parameters
 from packcache.lumos.schedule import undecided
@@ -157,7 +157,8 @@ def test_measured_in_turns(monkeypatch):
     pieces = measure(asked)
     assert not pieces.failed and set(pieces.seconds) == set(needed(asked))
     assert {len(times) for times in pieces.seconds.values()} == {3}
-    assert all((times > 0).all() for times in pieces.seconds.values())
+    for piece, times in pieces.seconds.items():
+        assert (times >= 0).all() if piece.kind == "deeper" else (times > 0).all()
     round_ = log[: len(log) // 4]
     assert log == round_ * 4 and len(set(round_)) == len(round_)
 
@@ -205,8 +206,8 @@ def test_seconds_by_hand():
     forward = 7 * (once["layer"] + 2 * once["attend"])
     assert last.forward == pytest.approx(forward + once["ends"])
     assert last.steps == pytest.approx(4 * forward + steps - 3 * once["frame"])
-    cache, plan = (seconds_of(Piece(kind, 4, 0, "full")) for kind in ("cache", "plan"))
-    assert last.bookkeeping == pytest.approx(plan + 7 * (cache - plan))
+    cache, deeper = (seconds_of(Piece(kind, 4, 0, "full")) for kind in ("cache", "deeper"))
+    assert last.bookkeeping == pytest.approx(cache + 6 * deeper)
     assert made.prefill == pytest.approx(7 * seconds_of(Piece("prefill", 11)))
 
 
@@ -276,6 +277,27 @@ def test_a_policy_that_cannot_fit():
 # --- the check ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("label", POLICIES)
+def test_bookkeeping_is_never_negative_and_grows_with_layers(label):
+    """Whatever the clock says of one layer and of two."""
+    asked = workload(repeats=1, presets={"exact": EXACT}, policies={label: POLICIES[label]})
+    pieces = measure(asked)
+    few, many = (compose(asked, pieces, label, EXACT, layers=n).frames for n in (1, 30))
+    for one, other in zip(few, many, strict=True):
+        assert 0 < one.bookkeeping <= other.bookkeeping
+
+
+def test_so_many_layers_are_measured_as_are_asked(monkeypatch):
+    made = []
+    monkeypatch.setattr(module, "needed", lambda asked: [])
+    monkeypatch.setattr(
+        module, "shallow_model", lambda asked, layers: made.append(layers) or shallow_model(asked)
+    )
+    for layers in (1, 2, 3):
+        measure(workload(layers=layers))
+    assert made == [2, 2, 3]  # two at least: a cache of one layer does not tell what one more adds
+
+
 @pytest.mark.parametrize("task", ["t2v", "i2v"])
 @pytest.mark.parametrize("preset, steps", [("exact", (0, 2)), ("exact", None), ("both", None)])
 def test_checked_against_the_engine(task, preset, steps):
@@ -287,6 +309,8 @@ def test_checked_against_the_engine(task, preset, steps):
         told = one.to_json()
         assert told["ratio"] == pytest.approx(told["composed_s"] / told["measured_s"])
         assert told["ratio_interval"] == [one.ratio.low, one.ratio.high]
+        assert told["frame"] == int(task == "i2v") and told["repeats"] == 3
+        assert told["steps"] == (None if steps is None else [0, 2])
 
 
 def test_a_check_counts_the_first_generated_frame(monkeypatch):

@@ -187,11 +187,3 @@ def test_the_same_seed_gives_the_same_interval():
     found = [Pieces(seconds=times, failed={}, seed=seed).estimate({A: 1.0}) for seed in (1, 1, 2)]
     assert (found[0].draws == found[1].draws).all()
     assert not (found[0].draws == found[2].draws).all()
-
-
-def test_pieces_in_plain_values():
-    pieces = Pieces(seconds={Piece("a", 2, 5): np.array([1.0, 3.0])}, failed={B: "no room"})
-    assert pieces.to_json() == [
-        {"kind": "a", "rows": 2, "held": 5, "label": "", "seconds": [1.0, 3.0]},
-        {"kind": "b", "rows": 1, "held": 0, "label": "", "reason": "no room"},
-    ]

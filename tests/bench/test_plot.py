@@ -28,6 +28,21 @@ def test_bars_are_drawn(result, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bench.png", "bench.svg"]
 
 
+def test_the_longest_title_fits(result, tmp_path):
+    pytest.importorskip("matplotlib")
+    work = {"model": "3b", "size": [672, 384], "frames": 48, "latent_frames": 13, "steps": 50}
+    work |= {"tokens_per_frame": 4084, "layers": 1}
+    place = {"device": "NVIDIA H100 80GB HBM3", "dtype": "bfloat16", "threads": 16}
+    made = {
+        **result,
+        "workload": {**result["workload"], **work},
+        "environment": {**result["environment"], **place},
+    }
+    picture = Image.open(plot(made, tmp_path / "a.png")).convert("L")
+    right = picture.crop((picture.width - 8, 0, picture.width, picture.height))
+    assert right.getextrema() == (255, 255)
+
+
 def test_rows_without_numbers_are_left_out(result, tmp_path):
     pytest.importorskip("matplotlib")
     rows = [{**row, "complete": row["policy"] == "full"} for row in result["results"]]

@@ -105,6 +105,23 @@ def test_a_layer_without_its_attention(model, calls, monkeypatch):
     assert seen == [((2, 20, 128), (2, 1, 20, 16))] and not calls
 
 
+def test_as_many_layers_as_were_asked_take_turns_and_share_the_time(model, monkeypatch):
+    """Seconds are one layer's: each of the three takes 6 here."""
+    seen, time = [], [0.0]
+    monkeypatch.setattr(module, "now", lambda device: time[0])
+
+    def forward(self, x, rotary, layer, attend):
+        seen.append(self)
+        time[0] += 6.0
+        return x
+
+    monkeypatch.setattr(Layer, "forward", forward)
+    assert run(model, Piece("layer", 20), layers=3) == [6.0]
+    assert len(set(map(id, seen))) == len(seen) == 3
+    seen.clear()
+    assert run(cut(model, 2), Piece("layer", 20), layers=3) == [6.0] and len(seen) == 2
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_a_step_without_layers(model, calls, monkeypatch, number):
     """The head is asked for the rows that are undecided then."""
@@ -135,9 +152,9 @@ def test_the_text_through_one_layer(model, monkeypatch):
 # --- the cache ----------------------------------------------------------------------------------
 
 
-def test_a_clip_through_the_cache_of_one_layer_and_without_memory(model, monkeypatch):
+def test_a_clip_through_caches_of_one_layer_and_of_two(model, monkeypatch):
     pieces = [
-        Piece(kind, frame, 0, "packcache") for frame in range(5) for kind in ("cache", "plan")
+        Piece(kind, frame, 0, "packcache") for frame in range(5) for kind in ("cache", "deeper")
     ]
     caches, commit = [], FrameCache.commit
 
@@ -147,29 +164,34 @@ def test_a_clip_through_the_cache_of_one_layer_and_without_memory(model, monkeyp
 
     monkeypatch.setattr(FrameCache, "commit", noting)
     seconds = run(model, *pieces)
-    assert len(seconds) == 10 and min(seconds) > 0
+    assert len(seconds) == 10 and min(seconds) >= 0 < min(seconds[::2])
     held = [11, 11 + TOKENS, *[11 + 2 * TOKENS] * 4]
-    assert caches == [(place, 1, n) for place in ("cpu", "meta") for n in held]
+    assert caches == [("cpu", layers, n) for layers in (1, 2) for n in held]
 
 
-def test_opening_and_committing_count_and_the_forward_between_does_not(model, monkeypatch):
-    """A clock that only `open` and `commit` move, and another that only the forward does."""
+@pytest.mark.parametrize("a_layer, deeper", [(10.0, 10.0), (-3.0, 0.0)])
+def test_opening_and_committing_count_and_the_forward_between_does_not(
+    model, monkeypatch, a_layer, deeper
+):
+    """A clock that opening, committing by layers, and the forward move: what a layer adds is told,
+    and is never less than nothing."""
     time = [0.0]
     monkeypatch.setattr(module, "now", lambda device: time[0])
 
-    def taking(name, seconds):
+    def taking(name, seconds, layer=0.0):
         call = getattr(FrameCache, name)
 
         def timed(self, *of, **known):
-            time[0] += seconds
+            time[0] += seconds + layer * self.stores[0].layers
             return call(self, *of, **known)
 
         monkeypatch.setattr(FrameCache, name, timed)
 
     taking("open", 1.0)
-    taking("commit", 10.0)
+    taking("commit", 5.0, a_layer)
     taking("update", 100.0)
-    assert run(model, Piece("cache", 1, 0, "full"), Piece("plan", 4, 0, "full")) == [11.0, 11.0]
+    seconds = run(model, Piece("cache", 1, 0, "full"), Piece("deeper", 4, 0, "full"))
+    assert seconds == [6.0 + a_layer, deeper]
 
 
 # --- what they share ----------------------------------------------------------------------------
@@ -181,7 +203,7 @@ def test_one_probe_a_piece_but_for_caches_and_ends(model):
         Piece("cache", 0, 0, "full"),
         Piece("frame", 0),
         Piece("layer", TOKENS),
-        Piece("plan", 0, 0, "full"),
+        Piece("deeper", 0, 0, "full"),
         Piece("cache", 0, 0, "window"),
         Piece("ends", 0),
     ]

@@ -12,12 +12,13 @@ import torch
 from packcache.bench import run as running
 from packcache.bench.predict import course_workload
 from packcache.bench.run import bench
+from packcache.bench.table import notes
 from packcache.errors import CacheStateError, InvalidSetting
-from packcache.lumos.course import Workload as Course
+from packcache.lumos import course
 from packcache.lumos.weights import parameter_count
 from packcache.policies import FullCache, PackCache
 from packcache.reuse import StepReuse
-from tests.bench.fakes import CEILINGS, Log, maker
+from tests.bench.fakes import CEILINGS, Fake, Log, maker
 from tests.bench.workloads import workload
 
 TWO = {"full": FullCache(), "packcache": PackCache()}
@@ -51,7 +52,8 @@ def test_rows_go_through_the_clip_together_and_take_turns():
     warm, first = rehearsed[:4], [name for frame, name in rehearsed if frame == 1][4:]
     assert [name for _, name in warm] == names
     assert [first[n : n + 4] for n in (0, 4, 8)] == [names, names[::-1], names]
-    assert [name for frame, name in rehearsed if frame == 4] == names + names[::-1] + names
+    last = [name for frame, name in rehearsed if frame == 4]  # once for the memory it takes
+    assert last == names + names + names[::-1] + names
     advanced = [(frame, name) for event, name, frame in log.events if event == "advance"]
     assert advanced == list(itertools.product(range(5), names))
 
@@ -113,13 +115,38 @@ def test_medians_ignore_a_slow_moment_and_ratios_are_of_pairs():
 def test_steps_are_sampled_in_exact_rows_only():
     log = Log()
     report = bench(asked(sampled_steps=2), make=maker(log))
-    steps = {name: [s for n, s in log.steps if n == name][1:] for name in by_name(report)}
-    assert all(s == [1, 3] for s in steps["full exact"])
-    assert all(s is None for s in steps["packcache fast"])
+    steps = {name: [s for n, s in log.steps if n == name] for name in by_name(report)}
+    turns, warm = [[1, 3], []] * 3, [[0, 1]]  # each turn's once more, without any step
+    assert steps["full exact"] == warm + turns + turns + warm + turns
+    assert steps["packcache fast"] == [None] * (1 + 3 + 3 + 1 + 3)
     rows = by_name(report)
     assert rows["full exact"].seconds[1] == [2 * 1.0 + 0.5] * 3  # 2 of 4 steps stand for all
     assert rows["full fast"].seconds[1] == [1.5] * 3
     assert rows["full exact"].sampled_steps == 2 and rows["full fast"].sampled_steps is None
+
+
+def test_what_a_frame_pays_once_does_not_count_for_every_step(monkeypatch):
+    """0.2 of the second that two of four steps take are draws and tables."""
+    monkeypatch.setattr(Fake, "once", 0.2)
+    rows = by_name(bench(asked(sampled_steps=2), make=maker(Log())))
+    assert rows["full exact"].seconds[4] == pytest.approx([0.2 + 2 * 0.8 + 0.5] * 3)
+    assert rows["full fast"].seconds[4] == [1.5] * 3
+
+
+def test_the_peak_has_the_work_of_the_last_frame_which_may_be_more(monkeypatch):
+    """A frame's work makes a thousand bytes for each frame held, on top of 9000 allocated."""
+    real = Fake.rehearse
+
+    def rehearse(self, steps=None):
+        made = torch.empty(1000 * self.frame, dtype=torch.uint8)
+        return real(self, steps) if made.nbytes else None
+
+    monkeypatch.setattr(Fake, "rehearse", rehearse)
+    want = asked()
+    weights = parameter_count(want.config) * want.dtype.itemsize
+    for row in bench(want, make=maker(Log())).rows:
+        assert row.peak_bytes == weights + 9000 + 4000
+        assert row.peak_how == "sum: weights, cache, tensors counted of a frame's work"
 
 
 # --- rows that fail -----------------------------------------------------------------------------
@@ -159,7 +186,7 @@ def test_a_row_that_fails_says_so_and_the_others_go_on(where, error, text):
 
 def test_a_bug_is_not_taken_for_a_row_that_does_not_fit_and_leaves_what_was_measured():
     kept = []
-    fail = failing(("packcache exact", "rehearse", 4), CacheStateError("a stale draft"))
+    fail = failing(("packcache exact", "advance", 4), CacheStateError("a stale draft"))
     with pytest.raises(CacheStateError, match="a stale draft"):
         bench(asked(), make=maker(Log(), fail=fail), on_row=lambda r: kept.append(r.to_json()))
     last = kept[-1]["results"][0]
@@ -167,11 +194,12 @@ def test_a_bug_is_not_taken_for_a_row_that_does_not_fit_and_leaves_what_was_meas
 
 
 def test_ctrl_c_keeps_finished_rows():
-    """In the last repeat of the last frame, where rows go forwards: the third one is reached."""
+    """In the last repeat of the last frame, where rows go forwards: the third one is reached. Its
+    first rehearsal there was for the memory."""
     calls = itertools.count(1)
 
     def fail(name, event, frame):
-        if (name, event, frame) == ("packcache exact", "rehearse", 4) and next(calls) == 3:
+        if (name, event, frame) == ("packcache exact", "rehearse", 4) and next(calls) == 4:
             raise KeyboardInterrupt
 
     kept = []
@@ -180,6 +208,17 @@ def test_ctrl_c_keeps_finished_rows():
     done = [row["complete"] for row in json.loads(json.dumps(report.to_json()))["results"]]
     assert done == [True, True, False, False]
     assert len(by_name(report)["packcache exact"].seconds[4]) == 2
+
+
+def test_a_row_without_its_last_commit_is_not_finished():
+    """Ctrl-C between its last measurement and the packing, without which LAST is not told."""
+    fail = failing(("packcache exact", "advance", 4), KeyboardInterrupt())
+    report = bench(asked(), make=maker(Log(), fail=fail))
+    rows = {f"{row['policy']} {row['preset']}": row for row in report.to_json()["results"]}
+    assert len(rows["packcache exact"]["seconds"][4]) == 3
+    assert [row["complete"] for row in rows.values()] == [True, True, False, False]
+    for row in rows.values():
+        assert not row["complete"] or (row["kv_bytes"] == 5000 and 4 in row["bookkeeping"])
 
 
 def test_rows_that_do_not_fit_beside_the_others_are_not_begun(monkeypatch):
@@ -243,19 +282,19 @@ def test_the_real_engine_at_toy_size(task):
     weights = parameter_count(want.config) * want.dtype.itemsize
     for row in report.rows:
         assert row.reason is None and row.total().value > row.last().value > 0
-        assert row.peak_bytes > weights + row.capacity_bytes and row.peak_how == "tensors counted"
+        assert row.peak_bytes > weights + row.capacity_bytes and row.peak_how[:3] == "sum"
         assert row.peak_bytes <= 1.1 * row.predicted["live_bytes"]
         if row.policy in TWO:
             shares = row.shares()
             assert sum(shares.values()) == pytest.approx(1)
             assert set(shares) == {"attention", "linear", "head", "bookkeeping"}
             assert all(share > 0 for share in shares.values())
-            course = Course(
+            clip = course.Workload(
                 config=want.config, layout=want.layout, sampling=want.sampling, dtype=want.dtype,
                 text_tokens=want.text_tokens, image=bool(given), prompts=1, positions="rebase",
                 rebase="trained",
             )  # fmt: skip
-            assert row.kv_bytes == course.course(TWO[row.policy], want.latents).kv_bytes
+            assert row.kv_bytes == clip.course(TWO[row.policy], want.latents).kv_bytes
 
 
 def test_sampled_steps_count_the_commit_once_in_shares():
@@ -291,6 +330,40 @@ def test_composed_rows_are_labelled_and_have_every_frame():
         (1, "steps"),
         (1, "forward"),
     ]
+
+
+def interrupted(want, after):
+    """A composed run that is stopped after so many runs of its probes, and their number a round."""
+    seen, kept = [], []
+
+    def progress(done, everything):
+        seen.append(everything // (want.repeats + 1))
+        if done == after(seen[0]):
+            raise KeyboardInterrupt
+
+    return bench(want, on_progress=progress, on_row=lambda r: kept.append(r.to_json())), kept
+
+
+def test_ctrl_c_keeps_the_rounds_of_a_composed_run():
+    """Two of nine rounds and a half, after the warm-up: rows are composed from two."""
+    want = asked(layers=1, repeats=9, baselines=("stock",), measured_frames=(1, 2, 3, 4))
+    report, kept = interrupted(want, lambda probes: 3 * probes + probes // 2)
+    data = report.to_json()
+    assert not report.complete and not data["complete"]
+    *rows, stock = data["results"]
+    assert len(rows) == 4 and stock["reason"].startswith("a baseline is not composed")
+    for row in rows:
+        assert row["complete"] and row["repeats"] == 2 and row["total_s"] > row["last_s"] > 0
+    assert [one["results"][0]["repeats"] for one in kept] == [1, 2, 2]
+    told = "\n".join(notes(data))
+    assert "2 repeats: fewer than 7" in told and "not complete" in told
+
+
+def test_ctrl_c_in_the_first_round_of_a_composed_run_leaves_no_row():
+    want = asked(layers=1, repeats=2, measured_frames=(1, 2, 3, 4))
+    report, _ = interrupted(want, lambda probes: probes + 1)
+    assert not any(row["complete"] for row in report.to_json()["results"])
+    assert report.reference is None
 
 
 def test_weights_are_shared_and_the_device_is_asked(monkeypatch):

@@ -45,8 +45,8 @@ def asked(**settings):
         ({"layers": 0}, "layers is 0, expected 1 to 3, the depth of toy"),
         ({"model": "3b", "layers": 29}, "layers is 29, expected 1 to 28, the depth of 3b"),
         ({"repeats": 0}, "repeats is 0, expected at least 1"),
-        ({"sample_steps": 9}, "sample-steps is 9, expected 1 to 8, the steps there are"),
-        ({"sample_steps": 0}, "sample-steps is 0, expected 1 to 8"),
+        ({"sample_steps": 17}, "sample-steps is 17, expected 1 to 16, the steps there are"),
+        ({"sample_steps": 0}, "sample-steps is 0, expected 1 to 16"),
         ({"sample_frames": 1}, "sample-frames is 1, expected at least 2: the first generated"),
         ({"baselines": ("stock",), "guidance": 1}, "baseline 'stock' with guidance 1"),
         (
@@ -108,7 +108,11 @@ def test_composed_rows_sample_nothing():
 
 
 def test_all_steps_are_no_sample():
-    assert asked(sample_steps=8).sampled_steps is None
+    assert asked(sample_steps=16).sampled_steps is None
+
+
+def test_presets_of_the_usual_workload_reuse_something():
+    assert [reuse.is_exact for reuse in asked().presets.values()] == [True, False, False]
 
 
 def test_the_description_is_plain():
@@ -119,6 +123,16 @@ def test_the_description_is_plain():
 
 
 # --- which latent frames are timed --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task, second", [("t2v", 1), ("i2v", 2)])
+def test_the_second_generated_frame_is_timed_for_stock(task, second):
+    """Its first computes text and given frames as well: no straight line begins there."""
+    plain = asked(task=task, frames=97, sample_frames=3).measured_frames
+    made = asked(task=task, frames=97, sample_frames=3, baselines=("stock",)).measured_frames
+    assert second not in plain and made == tuple(sorted((*plain, second)))
+    few = asked(task="i2v", frames=5, baselines=("stock",))
+    assert few.measured_frames == (1,)
 
 
 @settings(max_examples=15)

@@ -1,6 +1,6 @@
 """Rows at true widths on a machine that could not run them: sums of measured pieces, by name.
 
-    pieces = measure(workload)                            # one layer, one group of heads
+    pieces = measure(workload)                            # a layer, one group of heads
     compose(workload, pieces, "packcache", reuse).total   # any depth
 
 How often each piece occurs in a latent frame is counted from what the engine does: steps, commit,
@@ -27,7 +27,10 @@ from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import undecided
 from packcache.reuse import StepReuse
 
-__all__ = ["Checked", "Composed", "Use", "check", "compose", "frame_uses", "measure", "needed"]
+__all__ = [
+    "CHECKED_WITHIN", "Checked", "Composed", "Use", "check", "compose", "frame_uses", "measure",
+    "needed",
+]  # fmt: skip
 
 #: Share of a frame's time by kind of piece; what is not here is bookkeeping.
 SHARES = {
@@ -46,6 +49,9 @@ RATIO, HEAD_RATIO = 2.0, 3.0
 
 #: How often a check measures, unless told otherwise: whole steps take long.
 CHECKS = 3
+
+#: What is composed should be so near to what is really run.
+CHECKED_WITHIN = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +80,16 @@ class Composed:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checked:
     """A network of a few `layers`, really run and composed: seconds of its steps, or the commit's
-    forward (`part`), and what was composed as a multiple of what was measured."""
+    forward (`part`), and what was composed as a multiple of what was measured.
+
+    Latent frame `frame`, its `steps` by number (None: all), medians of `repeats`.
+    """
 
     layers: int
     part: str
+    frame: int
+    steps: tuple[int, ...] | None
+    repeats: int
     measured: Estimate
     composed: Estimate
     ratio: Estimate
@@ -86,6 +98,9 @@ class Checked:
         return {
             "layers": self.layers,
             "part": self.part,
+            "frame": self.frame,
+            "steps": None if self.steps is None else list(self.steps),
+            "repeats": self.repeats,
             "measured_s": self.measured.value,
             "composed_s": self.composed.value,
             "ratio": self.ratio.value,
@@ -102,12 +117,14 @@ def measure(
 ) -> Pieces:
     """All pieces of the workload's rows, `repeats` times in turns, after a warm-up.
 
-    Their first layer and their ends are taken from `model`, or are random. A piece that fails is in
-    `Pieces.failed`; the rows made of it have its reason. `on_run` and `on_round` as for
-    `interleave`: rows can be composed after every round.
+    The first layers and the ends are taken from `model` (at least two, and as many as the
+    workload's `layers`), or are random. A piece that fails is in `Pieces.failed`; the rows made of
+    it have its reason. `on_run` and `on_round` as for `interleave`: rows can be composed after
+    every round.
     """
+    layers = max(2, workload.layers or 1)
     with torch.inference_mode():
-        probes = Probes(workload, model or shallow_model(workload)).of(needed(workload))
+        probes = Probes(workload, model or shallow_model(workload, layers)).of(needed(workload))
         return interleave(
             probes, workload.repeats, seed=workload.seed, on_run=on_run, on_round=on_round
         )
@@ -202,11 +219,10 @@ def _clip_uses(
     """Each latent frame of a clip under a policy. Raises InvalidSetting for one that cannot fit."""
     for frame, held in enumerate(held_tokens(workload, workload.policies[label])):
         given = frame < workload.given
-        planned = 1 - layers  # of what a cache of one layer takes, planning counts once
         yield [
             *frame_uses(workload, held, reuse, layers, given=given),
-            Use(piece=Piece("cache", frame, 0, label), times=layers, part="bookkeeping"),
-            Use(piece=Piece("plan", frame, 0, label), times=planned, part="bookkeeping"),
+            Use(piece=Piece("cache", frame, 0, label), times=1, part="bookkeeping"),
+            Use(piece=Piece("deeper", frame, 0, label), times=layers - 1, part="bookkeeping"),
         ]
 
 
@@ -277,7 +293,12 @@ def check(
         parts = _thinned(use.piece for own in uses.values() for use in own)
         probes = [*Probes(workload, deep).of(parts), *whole]
         pieces = interleave(probes, repeats, seed=workload.seed)
-    return [_checked(pieces, uses[n], n, part) for n in layers for part in ("steps", "forward")]
+    numbers = None if steps is None else tuple(steps)
+    return [
+        _checked(pieces, uses[n], n, part, frame=workload.given, steps=numbers)
+        for n in layers
+        for part in ("steps", "forward")
+    ]
 
 
 def _whole(
@@ -297,8 +318,8 @@ def _whole(
     return Probe(pieces=(Piece("whole steps", depth), Piece("whole forward", depth)), make=make)
 
 
-def _checked(pieces: Pieces, uses: list[Use], layers: int, part: str) -> Checked:
-    """Raises InputError if a piece failed."""
+def _checked(pieces: Pieces, uses: list[Use], layers: int, part: str, **where: Any) -> Checked:
+    """`where` is the frame and its steps. Raises InputError if a piece failed."""
     weights = _weights(pieces, [use for use in uses if use.part == part])
     real = {Piece(f"whole {part}", layers): 1.0}
     reason = pieces.reason({**weights, **real})
@@ -310,6 +331,8 @@ def _checked(pieces: Pieces, uses: list[Use], layers: int, part: str) -> Checked
     return Checked(
         layers=layers,
         part=part,
+        **where,
+        repeats=pieces.rounds,
         measured=measured,
         composed=composed,
         ratio=composed.over(measured),

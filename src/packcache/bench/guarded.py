@@ -6,6 +6,7 @@ Reads the results of `packcache evaluate guard`; nothing of it is measured here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from packcache.errors import InputFileError
 from packcache.evaluate.guard import SCHEMA
 from packcache.lumos.config import read_json
 from packcache.policies import parse_policy
-from packcache.reuse import PRESET_STEPS
+from packcache.reuse import EXACT, PRESET_STEPS, PRESETS
 
 __all__ = ["PATTERN", "counted", "guard_section", "read_guards"]
 
@@ -35,18 +36,29 @@ def read_guards(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def counted(guards: Found, settings: str, preset: str) -> str:
-    """Whether a row of a policy (its repr) with a preset counts, as words behind its name."""
-    verdicts = {
-        row["verdict"]
-        for _, guard in guards
-        for row in guard["results"]
-        if row["preset"] == preset and repr(parse_policy(row["policy"])) == settings
-    }
-    if not verdicts:
+    """Whether a row of a policy (its repr) with a preset counts, as words behind its name.
+
+    Only guards of what the preset is today are heard, and only where it was not exact: in few
+    steps nothing is taken over.
+    """
+    found: dict[str, set[int]] = {}  # steps by verdict
+    for _, guard in guards:
+        steps = guard["workload"]["sampling"]["steps"]
+        reuse = PRESETS[preset].for_steps(steps) if preset in PRESETS else EXACT
+        for row in guard["results"]:
+            own = row["preset"] == preset and {**row, **asdict(reuse)} == row
+            if own and not reuse.is_exact and repr(parse_policy(row["policy"])) == settings:
+                found.setdefault(row["verdict"], set()).add(steps)
+    if not found:
         return " (guard: *not run*)"
-    if verdicts == {"holds"}:
-        return " (guard holds)"
-    return f" (does not count: guard {' and '.join(sorted(verdicts - {'holds'}))})"
+    if set(found) == {"holds"}:
+        return f" (guard {_told('holds', found)})"
+    bad = (_told(verdict, found) for verdict in sorted(found) if verdict != "holds")
+    return f" (does not count: guard {' and '.join(bad)})"
+
+
+def _told(verdict: str, found: Mapping[str, set[int]]) -> str:
+    return f"{verdict} at {' and '.join(map(str, sorted(found[verdict])))} steps"
 
 
 def guard_section(guards: Found) -> str:

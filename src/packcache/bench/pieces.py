@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,12 +121,6 @@ class Pieces:
         for piece, times in weights.items():
             draws += times * self._drawn[piece]
         return Estimate.of(self.value(weights), draws)
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Every piece with its seconds in order of the rounds, or with why it has none."""
-        measured = [(piece, {"seconds": t.tolist()}) for piece, t in self.seconds.items()]
-        failed = [(piece, {"reason": reason}) for piece, reason in self.failed.items()]
-        return [{**asdict(piece), **told} for piece, told in (*measured, *failed)]
 
     @functools.cached_property
     def _known(self) -> dict[tuple[str, int, str], list[int]]:

@@ -7,11 +7,11 @@ one forward of some hundred tokens beside the fifty of each latent frame.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from packcache.bench.parts import Ceilings, Workload
 from packcache.errors import PackCacheError
+from packcache.lumos import course
 from packcache.lumos.cost import (
     Operations,
     attention_operations,
@@ -19,7 +19,6 @@ from packcache.lumos.cost import (
     linear_parameters,
     stock_frame_operations,
 )
-from packcache.lumos.course import Workload as Course
 from packcache.lumos.plan import plan
 from packcache.lumos.schedule import undecided
 from packcache.policies import FullCache, Policy
@@ -52,8 +51,7 @@ class Prediction:
 
     `seconds` by the time model: operations of each kind over its ceiling. `floor_s` by
     `frame_floor`. `total_s` and `last_s` sum and end `seconds`. `live_bytes` are the planner's:
-    weights, cache and transient at the peak. Speed-ups are against the reference row, by the time
-    model and by operations alone; 1 for the reference itself.
+    weights, cache and transient at the peak.
     """
 
     held: tuple[int, ...]
@@ -61,10 +59,6 @@ class Prediction:
     seconds: tuple[float, ...]
     floor_s: tuple[float, ...]
     live_bytes: int
-    speedup_total: float = 1.0
-    speedup_last: float = 1.0
-    operations_total: float = 1.0
-    operations_last: float = 1.0
 
     @property
     def total_s(self) -> float:
@@ -79,38 +73,19 @@ class Prediction:
         """Operations of each latent frame, kinds summed."""
         return [work.total for work in self.work]
 
-    def against(self, other: Prediction) -> Prediction:
-        """This row with its speed-ups over another."""
-        own, base = self.operations, other.operations
-        return replace(
-            self,
-            speedup_total=other.total_s / self.total_s,
-            speedup_last=other.last_s / self.last_s,
-            operations_total=sum(base) / sum(own),
-            operations_last=base[-1] / own[-1],
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "total_s": self.total_s, "last_s": self.last_s}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """All rows that can be: the first of them is the reference. `reasons` say why others cannot."""
+    """All rows that can be, in the order asked. `reasons` say why others cannot."""
 
     rows: dict[Row, Prediction]
     reasons: dict[Row, str]
-
-    @property
-    def reference(self) -> Row | None:
-        return next(iter(self.rows), None)
 
 
 def predict(workload: Workload, ceilings: Ceilings) -> Forecast:
     """Policies x presets, then the baselines: the full cache, exact, or upstream's way (`stock`).
 
     Upstream's operations count at the same ceilings: what its kernels lose beside is not predicted.
-    Speed-ups are against the first row that can be.
     """
     rows: dict[Row, Prediction] = {}
     reasons: dict[Row, str] = {}
@@ -127,9 +102,6 @@ def predict(workload: Workload, ceilings: Ceilings) -> Forecast:
             rows[row] = predict_row(workload, policy, reuse, ceilings, stock=stock)
         except PackCacheError as error:
             reasons[row] = str(error)
-    first = next(iter(rows.values()), None)
-    if first is not None:
-        rows = {row: prediction.against(first) for row, prediction in rows.items()}
     return Forecast(rows=rows, reasons=reasons)
 
 
@@ -141,7 +113,7 @@ def predict_row(
     *,
     stock: bool = False,
 ) -> Prediction:
-    """One row; speed-ups are not told yet. Raises InvalidSetting for a policy that cannot fit."""
+    """One row. Raises InvalidSetting for a policy that cannot fit."""
     held = held_tokens(workload, policy)
     given = [number < workload.given for number in range(workload.latents)]
     frames = list(zip(held, given, strict=True))
@@ -184,10 +156,10 @@ def held_tokens(workload: Workload, policy: Policy) -> list[int]:
     return course_workload(workload).course(policy, workload.latents).held_before(workload.latents)
 
 
-def course_workload(workload: Workload, layers: int | None = None) -> Course:
+def course_workload(workload: Workload, layers: int | None = None) -> course.Workload:
     """The workload for caches without memory, at the config's depth or another."""
     depth = workload.config.num_hidden_layers if layers is None else layers
-    return Course(
+    return course.Workload(
         config=replace(workload.config, num_hidden_layers=depth),
         layout=workload.layout,
         sampling=workload.sampling,

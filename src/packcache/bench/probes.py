@@ -1,7 +1,7 @@
 """The engine's own functions, timed one by one at true widths: what composed rows are made of.
 
-One layer of random (or given) weights is enough, and one group of heads where all of them would
-take minutes. Kinds of pieces, seconds of one call each:
+One layer of random (or given) weights is enough, or the mean of the workload's `layers`, and one
+group of heads where all of them would take minutes. Kinds of pieces, seconds of one call each:
 
 - `step`: a denoising step of a network without layers, where `rows` tokens are undecided: the
   embedding, the last norm, head and sampling. `frame` is what a latent frame pays once (draws,
@@ -11,8 +11,9 @@ take minutes. Kinds of pieces, seconds of one call each:
   are `rows` of the frame's. K/V are written as in a run.
 - `current`: the same of a step that takes the history's part from an earlier one, merge included;
   `history`: that part computed for `rows` queries.
-- `cache`: packing and rebase around latent frame `rows` of one layer; `plan`: the same without
-  memory, which is what does not grow with layers. `prefill`: the text through one layer.
+- `cache`: opening, packing and rebase around latent frame `rows` in a cache of one layer; `deeper`:
+  how much longer a cache of two takes, which is what a layer adds. `prefill`: the text through one
+  layer.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ from packcache.policies import FullCache, Policy
 from packcache.reuse import StepReuse, StepWork
 from packcache.timeline import Role, Span
 
-__all__ = ["Probes", "cut", "decoder", "groups_at_once", "shallow_model"]
+__all__ = ["CACHES", "Probes", "cut", "decoder", "groups_at_once", "shallow_model"]
+
+#: Pieces of the cache. Two of its layers are needed to tell what a layer adds.
+CACHES = ("cache", "deeper")
 
 Run = Callable[[], Sequence[float]]
 
@@ -104,7 +108,7 @@ class Probes:
     """Makes the probes of a workload's pieces; what they share is made when it is first needed."""
 
     def __init__(self, workload: Workload, model: Lumos) -> None:
-        self.workload, self.model = workload, cut(model, 1)
+        self.workload, self.model, self.whole = workload, cut(model, 1), model
         self.groups = groups_at_once(workload)
         self.left = undecided(workload.layout.content, workload.sampling.steps)
         self.generator = torch.Generator(workload.device).manual_seed(workload.seed)
@@ -126,7 +130,7 @@ class Probes:
                 make = _bind(makers[piece.kind], piece)
                 probes.append(Probe(pieces=(piece,), make=make))
             else:
-                joined.setdefault((piece.kind in ("cache", "plan"), piece.label), []).append(piece)
+                joined.setdefault((piece.kind in CACHES, piece.label), []).append(piece)
         for (cache, label), together in joined.items():
             make = _bind(self._cache, together, label) if cache else _bind(self._ends, together)
             probes.append(Probe(pieces=tuple(together), make=make))
@@ -135,7 +139,8 @@ class Probes:
     # --- the network ------------------------------------------------------------------------
 
     def _layer(self, piece: Piece) -> Run:
-        """One layer, its queries given back as if they were attention's output."""
+        """A layer, its queries given back as if they were attention's output: the mean of several,
+        one after another, if the workload asks for more than one."""
         work = self.workload
         x = self._random(work.sampling.branches, piece.rows, work.config.hidden_size)
         ids = Vocab(work.config).frame_positions(work.text_tokens, 0, work.layout)
@@ -143,8 +148,14 @@ class Probes:
             table[: piece.rows].expand(len(x), 1, -1, -1).contiguous()
             for table in self.model.rotary(ids)
         )
-        layer = self.model.model.layers[0]
-        return self._timed(lambda: layer(x, (cos, sin), 0, lambda _layer, q, k, v: q))
+        count = min(work.layers or 1, self.whole.config.num_hidden_layers)
+        layers = cut(self.whole, count).model.layers
+
+        def forward() -> None:
+            for layer in layers:
+                layer(x, (cos, sin), 0, lambda _layer, q, k, v: q)
+
+        return self._timed(forward, share=count)
 
     def _attend(self, piece: Piece) -> Run:
         rows = self._rows(piece.rows)
@@ -209,20 +220,24 @@ class Probes:
     # --- the cache ----------------------------------------------------------------------------
 
     def _cache(self, pieces: Sequence[Piece], label: str) -> Run:
-        """A whole clip through a cache of one layer, and through one without memory."""
-        policy, latents = self.workload.policies[label], self.workload.latents
-        model, on_paper = self.model, course_workload(self.workload, layers=1)
-        visible = on_paper.visible()
+        """A whole clip through a cache of one layer, then through one of two: what is planned once
+        is in both. Where noise makes the second faster, a layer adds nothing."""
+        policy = self.workload.policies[label]
+        models = [self.model, cut(self.whole, 2)]
+        visible = course_workload(self.workload, layers=1).visible()
 
         def run() -> list[float]:
-            (real,) = decoder(self.workload, model, policy).caches
-            taken = {
-                "cache": self._drive(real, visible),
-                "plan": self._drive(on_paper.cache(policy, latents), visible),
-            }
+            one, two = (self._drive(self._whole_cache(m, policy), visible) for m in models)
+            more = [max(0.0, b - a) for a, b in zip(one, two, strict=True)]
+            taken = {"cache": one, "deeper": more}
             return [taken[piece.kind][piece.rows] for piece in pieces]
 
         return run
+
+    def _whole_cache(self, model: Lumos, policy: Policy) -> FrameCache:
+        """The cache of both branches that a run of this network would have."""
+        (cache,) = decoder(self.workload, model, policy).caches
+        return cache
 
     def _drive(self, cache: FrameCache, visible: NDArray[np.bool_]) -> list[float]:
         """Seconds of opening and committing each latent frame, the forward between not counted."""
@@ -244,12 +259,13 @@ class Probes:
         return seconds
 
     def _fill(self, cache: FrameCache, tokens: Sequence[int]) -> None:
-        """What a forward of one layer leaves behind."""
+        """What a forward leaves behind."""
         config, device = self.workload.config, cache.stores[0].device
         for branch, count in enumerate(tokens):
             shape = (config.num_key_value_heads, count, config.head_dim)
             draft = torch.zeros(shape, dtype=self.workload.dtype, device=device)
-            cache.update(0, draft, draft, branch)
+            for layer in range(cache.stores[0].layers):
+                cache.update(layer, draft, draft, branch)
 
     def _held_cache(self, held: int) -> FrameCache:
         """A cache of one branch and layer that holds so many tokens, with a latent frame open."""
@@ -299,13 +315,14 @@ class Probes:
         made = torch.randn(shape, generator=self.generator, device=self.workload.device)
         return made.to(self.workload.dtype)
 
-    def _timed(self, call: Callable[[], object]) -> Run:
+    def _timed(self, call: Callable[[], object], share: int = 1) -> Run:
+        """Seconds of a call, or of one of the `share` equal parts it has."""
         device = self.workload.device
 
         def run() -> list[float]:
             start = now(device)
             call()
-            return [now(device) - start]
+            return [(now(device) - start) / share]
 
         return run
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from packcache.bench.compose import Composed
+from packcache.bench.parts import Ceilings
 from packcache.bench.pieces import Estimate
 from packcache.bench.timing import Values, lines_between, median, ratio
 
@@ -26,15 +27,16 @@ class RowResult:
     packing and rebase; `prefill_s` and `given_s` (frames the clip starts with) were measured
     once. `spent` are seconds by kind of kernel in an instrumented run of the last latent frame.
     `reuse` is the preset's, `generated` are the latent frames that are not given. `run` tells rows
-    of one process, which were measured side by side. `composed`: put together from pieces instead.
-    `reason`: why there are no numbers.
+    of one process, which were measured side by side, and `ceilings` are that run's. `composed`: put
+    together instead, from pieces measured `rounds` times. `reason`: why there are no numbers.
     """
 
     policy: str
     preset: str
     settings: str
-    reuse: dict[str, int]
+    reuse: dict[str, float]
     generated: range
+    ceilings: Ceilings
     run: int = 0
     prefill_s: float | None = None
     given_s: float = 0.0
@@ -48,6 +50,7 @@ class RowResult:
     sampled_steps: int | None = None
     predicted: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
+    rounds: int = 0
     composed: Composed | None = None
 
     @property
@@ -63,7 +66,14 @@ class RowResult:
         """Was everything measured?"""
         if self.reason is not None or self.composed is not None:
             return self.reason is None
-        return all(len(self.seconds.get(frame, ())) >= repeats for frame in frames)
+        timed = all(len(self.seconds.get(frame, ())) >= repeats for frame in frames)
+        committed = all(frame in self.bookkeeping for frame in self.generated)
+        return timed and committed and self.kv_bytes is not None
+
+    @property
+    def repeats(self) -> int:
+        """How often each number was measured, at least."""
+        return self.rounds or min(map(len, self.seconds.values()), default=0)
 
     @property
     def sampled_frames(self) -> list[int] | None:
@@ -119,22 +129,30 @@ class RowResult:
         return (self.prefill_s or 0.0) + self.given_s + self.frame_seconds().sum(axis=1)
 
     def bookkeeping_share(self) -> float | None:
-        """Packing and rebase as a share of a generated latent frame's time: the median frame's."""
-        if not self.bookkeeping:
-            return None
-        own = np.array([self.bookkeeping.get(frame, 0.0) for frame in self.generated])
-        return float(np.median(own / self.frames()))
+        """Packing and rebase as a share of LAST."""
+        last = self.bookkeeping.get(self.generated[-1])
+        return None if last is None else last / self.last().value
 
     # --- kept -----------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """What was measured, in plain values; `from_json` reads it again."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**kept, "generated": [self.generated.start, self.generated.stop], "composed": None}
+        return {
+            **{name: getattr(self, name) for name in _kept()},
+            "generated": [self.generated.start, self.generated.stop],
+            "ceilings": asdict(self.ceilings),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RowResult:
-        kept = {f.name: data[f.name] for f in fields(cls)}
+        """A row that was really run; the pieces of a composed one are in no file."""
+        kept = {name: data[name] for name in _kept()}
         for name in ("seconds", "bookkeeping"):  # keys of objects are text in JSON
             kept[name] = {int(frame): value for frame, value in kept[name].items()}
+        kept["ceilings"] = Ceilings(**kept["ceilings"])
         return cls(**{**kept, "generated": range(*kept["generated"])})
+
+
+def _kept() -> list[str]:
+    """Names of what a file holds of a row."""
+    return [f.name for f in fields(RowResult) if f.name != "composed"]

@@ -20,6 +20,7 @@ from packcache.bench import compose
 from packcache.bench.candidates import maker
 from packcache.bench.ceilings import measure, now
 from packcache.bench.parts import Candidate, Instrumented, Workload
+from packcache.bench.pieces import Pieces
 from packcache.bench.predict import course_workload
 from packcache.bench.result import Report
 from packcache.bench.rows import RowResult
@@ -55,10 +56,12 @@ def bench(
 
     Args:
         make: the engine of a row; default the library's and the baselines.
-        before: rows of an earlier run of the same workload, to stand in the same table.
+        before: rows of earlier runs of the same workload, to stand in the same table; one that is
+            asked for again stays until it was measured again.
         check: numbers of layers of which a network is really run, beside what composed rows say.
         on_start: called with the report once everything is predicted and nothing measured.
-        on_row: called with the report after every row or measured latent frame, to keep it.
+        on_row: called with the report after every row, measured latent frame or round of pieces,
+            to keep it.
         on_progress: called with measurements done and those there will be.
 
     A row that cannot be, or runs out of memory, says so in its `reason`; the others go on. After
@@ -85,27 +88,36 @@ def bench(
 def _compose(
     workload: Workload, report: Report, keep: OnRow, on_progress: OnProgress | None
 ) -> None:
-    """Rows at full depth from measured pieces; memory is as planned."""
-    pieces = compose.measure(workload, on_run=on_progress)
+    """Rows at full depth from measured pieces, after every round of them."""
     for row in report.new:
         if row.policy in workload.baselines:
             row.reason = "a baseline is not composed: run it without --layers"
-        if row.reason is not None:
-            continue
-        made = compose.compose(workload, pieces, row.policy, workload.presets[row.preset])
-        row.reason = made.reason
-        if made.reason is None:
-            row.composed, row.prefill_s = made, made.prefill
-            row.given_s = sum(frame.total for frame in made.frames[: workload.given])
-            row.spent = dict(made.frames[-1].shares)
-            own = enumerate(made.frames)
-            row.bookkeeping = {f: t.bookkeeping for f, t in own if f in row.generated}
-            row.peak_bytes, row.peak_how = row.predicted["live_bytes"], "planned"
-            course = course_workload(workload).course(
-                workload.policies[row.policy], workload.latents
-            )
-            row.kv_bytes, row.capacity_bytes = course.kv_bytes, course.end_bytes
+
+    def fill(pieces: Pieces) -> None:
+        for row in report.new:
+            if row.reason is None:
+                _fill(workload, row, pieces)
         keep(report)
+
+    compose.measure(workload, on_run=on_progress, on_round=fill)
+
+
+def _fill(workload: Workload, row: RowResult, pieces: Pieces) -> None:
+    """A row from the rounds of pieces there are; memory is as planned."""
+    policy = workload.policies[row.policy]
+    made = compose.compose(workload, pieces, row.policy, workload.presets[row.preset])
+    row.reason = made.reason
+    if made.reason is not None:
+        row.composed = None
+        return
+    course = course_workload(workload).course(policy, workload.latents)
+    row.kv_bytes, row.capacity_bytes = course.kv_bytes, course.end_bytes
+    row.peak_bytes, row.peak_how = row.predicted["live_bytes"], "planned"
+    row.prefill_s = made.prefill
+    row.given_s = sum(frame.total for frame in made.frames[: workload.given])
+    row.spent = dict(made.frames[-1].shares)
+    row.bookkeeping = {frame: made.frames[frame].bookkeeping for frame in row.generated}
+    row.composed, row.rounds = made, pieces.rounds
 
 
 @dataclass(kw_only=True, eq=False)
@@ -142,14 +154,14 @@ class _Race:
         frames = self.workload.measured_frames
         self._line_up()
         for frame in range(self.workload.latents):
-            if frame == frames[0]:
+            if frame in (frames[0], frames[-1]):
                 self._each(self._warm_up)
-            if frame in frames:
-                self._measure(frame)
             if frame == frames[-1]:
                 self._each(self._shares)
-            self._each(lambda runner, frame=frame: self._commit(runner, frame))
-        self._each(self._finish)
+            if frame in frames:
+                self._measure(frame)
+            if frame != frames[-1]:
+                self._each(lambda runner, frame=frame: self._commit(runner, frame))
 
     # --- who runs -------------------------------------------------------------------------------
 
@@ -233,20 +245,35 @@ class _Race:
     # --- what they do ---------------------------------------------------------------------------
 
     def _warm_up(self, runner: _Runner) -> None:
-        """The first rehearsal is not timed; the memory it takes is counted instead."""
+        """The first rehearsal is not timed, and the last frame's first: the memory they take is
+        counted instead, most at the end where work grows with what is held."""
         made = _Made(self.workload.device)
         with made:
             runner.candidate.rehearse(runner.first)
-        runner.made, runner.row.peak_how = made.peak, made.how
+        runner.made = max(runner.made, made.peak)
+        runner.row.peak_how = f"sum: weights, cache, {made.how} of a frame's work"
 
     def _measure(self, frame: int) -> None:
-        for repeat in range(self.workload.repeats):
-            self._each(lambda runner: self._time(runner, frame), turned=repeat % 2 == 1)
+        """All repeats of a frame, in turns. Whoever is through with the last frame is finished at
+        once, whatever becomes of the others."""
+        work = self.workload
+        for repeat in range(work.repeats):
+
+            def turn(runner: _Runner, ends: bool = repeat + 1 == work.repeats) -> None:
+                self._time(runner, frame)
+                if ends and frame == work.measured_frames[-1]:
+                    self._commit(runner, frame)
+                    self._finish(runner)
+
+            self._each(turn, turned=repeat % 2 == 1)
         self.keep(self.report)
 
     def _time(self, runner: _Runner, frame: int) -> None:
         steps, forward = runner.candidate.rehearse(runner.steps)
-        runner.row.seconds.setdefault(frame, []).append(steps * runner.scale + forward)
+        if runner.steps is not None:  # what is made once a frame, as draws, counts once
+            once, _ = runner.candidate.rehearse([])
+            steps = (steps - once) * runner.scale + once
+        runner.row.seconds.setdefault(frame, []).append(steps + forward)
         self.done += 1
         if self.on_progress:
             ahead = [f for f in self.workload.measured_frames if f > frame]

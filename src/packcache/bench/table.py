@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from packcache.bench.compose import CHECKED_WITHIN
 from packcache.bench.workload import FEW
 from packcache.lumos.units import show_bytes
+from packcache.reuse import StepReuse
 
 __all__ = ["measured_lines", "notes", "predicted_lines", "seconds_text", "title"]
 
@@ -16,8 +18,9 @@ def title(result: Mapping[str, Any]) -> str:
     work, place = result["workload"], result["environment"]
     width, height = work["size"]
     task = {"t2v": "text-to-video", "i2v": "image-to-video"}[work["task"]]
+    composed = "" if work["layers"] is None else ", composed"
     return (
-        f"{work['model']} ({work['weights']} weights), {task} {width}x{height}, "
+        f"{work['model']} ({work['weights']} weights{composed}), {task} {width}x{height}, "
         f"{work['frames']} frames = {work['latent_frames']} latent frames of "
         f"{work['tokens_per_frame']} tokens, {work['steps']} steps, {place['dtype']}, "
         f"{place['device']}, {place['threads']} thread{'s' if place['threads'] != 1 else ''}"
@@ -35,21 +38,25 @@ def predicted_lines(result: Mapping[str, Any]) -> list[str]:
     ]
     if not rows:
         return lines + _reasons(result)
-    first = _first(result, rows)["predicted"]
-    head = ("operations", "TOTAL", "faster", "LAST", "faster", "LAST floor", "memory")
+    head = ("operations", "reads", "TOTAL", "faster*", "LAST", "faster*", "LAST floor", "memory")
     lines.append(_line("predicted", head, _PREDICTED))
     for row in rows:
         said = row["predicted"]
         cells = (
-            _rate(said["operations"]),
+            _rate(sum(said["operations"]["total"].values())),
+            show_bytes(sum(said["bytes"]["total"].values())),
             seconds_text(said["total_s"]),
-            f"{first['total_s'] / said['total_s']:.2f}x",
+            f"{said['speedup_total']:.2f}x",
             seconds_text(said["last_s"]),
-            f"{first['last_s'] / said['last_s']:.2f}x",
+            f"{said['speedup_last']:.2f}x",
             seconds_text(said["floor_last_s"]),
             show_bytes(said["live_bytes"]),
         )
         lines.append(_line(_name(row), cells, _PREDICTED))
+    lines.append(
+        f"* times faster than {result['predicted_reference']}; reads: weights and K/V of the whole "
+        "clip, at least"
+    )
     return lines + _reasons(result)
 
 
@@ -63,15 +70,15 @@ def measured_lines(result: Mapping[str, Any]) -> list[str]:
     if result["equal_reuse"]:
         lines += ["", "packing's share: against the full cache at equal reuse"]
         lines += [
-            _line(_name(share), ("", "", *_faster(share)), _TIMES)
+            _line(_name(share), ("", "", "", *_faster(share)), _TIMES)
             for share in result["equal_reuse"]
         ]
     return [*lines, *notes(result), *_reasons(result)]
 
 
 #: Widths of the columns behind a row's name.
-_PREDICTED = (11, 10, 8, 10, 8, 11, 12)
-_TIMES = (10, 10, 26, 26, 8)
+_PREDICTED = (11, 12, 10, 8, 10, 8, 11, 12)
+_TIMES = (10, 10, 11, 26, 26, 8)
 _PARTS = (10, 8, 6, 7, 13, 15, 12, 12)
 _NAME = 24
 
@@ -86,12 +93,16 @@ def _line(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _times(rows: Sequence[Mapping[str, Any]], reference: str) -> list[str]:
-    head = ("TOTAL", "LAST", "TOTAL faster* (predicted)", "LAST faster* (predicted)", "floor*")
+    head = (
+        "TOTAL", "LAST", "a frame*", "TOTAL faster* (predicted)", "LAST faster* (predicted)",
+        "floor*",
+    )  # fmt: skip
     lines = [_line("measured", head, _TIMES)]
     for row in rows:
         cells = (
             seconds_text(row["total_s"]),
             seconds_text(row["last_s"]),
+            seconds_text(sum(row["frame_s"]) / len(row["frame_s"])),
             *_faster(row),
             f"{row['floor_share']:.0%}",
         )
@@ -100,6 +111,7 @@ def _times(rows: Sequence[Mapping[str, Any]], reference: str) -> list[str]:
         *lines,
         f"* times faster than {reference}, 95 % interval, in brackets as predicted; "
         "floor: the least it can take",
+        "* a frame: the mean of all generated latent frames",
     ]
 
 
@@ -140,11 +152,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     told = []
     if not result["complete"]:
         told.append("not complete: it was interrupted, or a row of it failed")
-    if work["few_repeats"]:
-        told.append(f"{work['repeats']} repeats: fewer than {FEW}, intervals say little")
-    if work["sampled_frames"]:
-        frames = ", ".join(map(str, work["sampled_frames"]))
-        told.append(f"latent frames {frames} were measured, straight lines between them")
+    rows = [row for row in result["results"] if row["complete"]]
+    repeats = min((row["repeats"] for row in rows), default=work["repeats"])
+    if repeats < FEW:
+        told.append(f"{repeats} repeats: fewer than {FEW}, intervals say little")
+    told += _straight_lines(rows)
     if work["sampled_steps"]:
         told.append(
             f"exact rows: {work['sampled_steps']} of {work['steps']} steps were measured and stand "
@@ -152,28 +164,73 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         )
     if work["layers"] is not None:
         told.append(
-            "composed: put together from measured pieces of one layer; the whole, "
+            f"composed: put together from measured pieces of {_layers(work['layers'])}; the whole, "
             f"{work['num_layers']} layers, was not run; memory is as planned"
         )
-    if any(row["complete"] and not row["paired"] for row in result["results"]):
-        told.append("some rows were measured in another run than the reference, not side by side")
+    elif rows:
+        told.append(
+            "packing and rebase, prefill and given frames were measured once: intervals leave out "
+            "how they vary"
+        )
+    if any(not row["paired"] for row in rows):
+        told.append(
+            "some rows were measured in another run than the reference, not side by side; floors "
+            "are by the ceilings of a row's own run"
+        )
+    told += _exact_presets(work)
     told += [
-        f"composed and really run with {made['layers']} layers, {made['part']}: "
-        f"{seconds_text(made['composed_s'])} and {seconds_text(made['measured_s'])}, ratio "
-        f"{made['ratio']:.3f} ({made['ratio_interval'][0]:.3f}-{made['ratio_interval'][1]:.3f})"
-        for made in result["checked"]
+        f"{_name(row)}: the earlier row stays, it could not be measured again: {row['reason']}"
+        for row in result["not_replaced"]
     ]
+    told += [_check(made) for made in result["checked"]]
     return [f"note: {line}" for line in told]
+
+
+def _check(made: Mapping[str, Any]) -> str:
+    """What was composed beside what was really run, and whether it is near enough."""
+    part = "commit" if made["part"] == "forward" else "steps"
+    if part == "steps" and made["steps"] is not None:
+        part = f"steps {', '.join(map(str, made['steps']))}"
+    low, high = made["ratio_interval"]
+    met = "met" if abs(made["ratio"] - 1) <= CHECKED_WITHIN else "missed"
+    return (
+        f"composed and really run with {_layers(made['layers'])}, {part} of latent frame "
+        f"{made['frame']}, medians of {made['repeats']}: {seconds_text(made['composed_s'])} and "
+        f"{seconds_text(made['measured_s'])}, ratio {made['ratio']:.3f} ({low:.3f}-{high:.3f}), "
+        f"within {CHECKED_WITHIN:.0%}: {met}"
+    )
+
+
+def _layers(number: int) -> str:
+    return "one layer" if number == 1 else f"{number} layers"
+
+
+def _straight_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which latent frames were measured, and of which rows, where that differs."""
+    names: dict[tuple[int, ...], list[str]] = {}
+    for row in rows:
+        names.setdefault(tuple(row["sampled_frames"] or ()), []).append(_name(row))
+    told = []
+    for frames, own in names.items():
+        if frames:
+            of = "" if len(own) == len(rows) else f"{', '.join(own)}: "
+            known = ", ".join(map(str, frames))
+            told.append(f"{of}latent frames {known} were measured, straight lines between them")
+    return told
+
+
+def _exact_presets(work: Mapping[str, Any]) -> list[str]:
+    """Presets other than the exact one that come to the same with few steps."""
+    return [
+        f"preset {name} reuses nothing with {work['steps']} steps: its rows are exact"
+        for name, reuse in work["presets"].items()
+        if name != "exact" and StepReuse(**reuse).is_exact
+    ]
 
 
 def _reasons(result: Mapping[str, Any]) -> list[str]:
     rows = [row for row in result["results"] if row["reason"]]
     return [f"{_name(row)}: no numbers: {row['reason']}" for row in rows]
-
-
-def _first(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The row that speed-ups refer to."""
-    return next((row for row in rows if _name(row) == result["reference"]), rows[0])
 
 
 def _name(row: Mapping[str, Any]) -> str:

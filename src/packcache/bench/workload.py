@@ -56,7 +56,7 @@ def _usual(model: str) -> _Usual:
         return replace(usual, dtype=torch.float32, text_tokens=text)
     if model == "toy":  # a minute on a laptop
         return replace(
-            usual, size=(128, 96), sampling=Sampling(steps=8), dtype=torch.float32, text_tokens=24
+            usual, size=(128, 96), sampling=Sampling(steps=16), dtype=torch.float32, text_tokens=24
         )
     return usual
 
@@ -86,7 +86,7 @@ def make_workload(
         frames: pixel frames of the clip.
         layers: measure this many layers of the true width and compose rows of full depth.
         sample_frames: latent frames that are timed, the first and the last generated one among
-            them; None times all.
+            them; None times all. With baseline `stock` the second generated one comes on top.
         sample_steps: denoising steps that are timed in exact rows; None times all.
 
     Raises InvalidSetting, one line, for whatever cannot be run.
@@ -133,7 +133,11 @@ def _sampled(workload: Workload, frames: int | None) -> Workload:
     composed = workload.layers is not None
     if composed or workload.sampled_steps == workload.sampling.steps:
         workload = replace(workload, sampled_steps=None)
-    return replace(workload, measured_frames=spread(workload, None if composed else frames))
+    taken = spread(workload, None if composed else frames)
+    if "stock" in workload.baselines:  # computes text and given frames with the first one's steps
+        second = min(workload.given + 1, workload.latents - 1)
+        taken = tuple(sorted({*taken, second}))
+    return replace(workload, measured_frames=taken)
 
 
 def _config(model: str) -> LumosConfig:
