@@ -128,16 +128,16 @@ class RehearsalDecoder(Decoder):
         self.dtypes["K/V"] = ", ".join(sorted(map(str, kinds)))
         return result
 
-    def _denoise(self, *arguments: Any) -> Tensor:
+    def _denoise(self, *arguments: Any, **named: Any) -> Tensor:
         self._denoising = True
         try:
-            return super()._denoise(*arguments)
+            return super()._denoise(*arguments, **named)
         finally:
             self._denoising = self.watch.on = False
 
-    def _forward(self, *arguments: Any) -> Tensor:
+    def _forward(self, *arguments: Any, **named: Any) -> Tensor:
         self.watch.on = self._denoising  # from the first step on: noise has been copied by now
-        hidden = super()._forward(*arguments)
+        hidden = super()._forward(*arguments, **named)
         self.dtypes["hidden"] = str(hidden.dtype)
         return hidden
 
