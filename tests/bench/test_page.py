@@ -169,7 +169,10 @@ def test_rows_of_another_run_say_so(page, result):
 @pytest.mark.parametrize("lost, words", [(0, "guard holds at 12 steps"), (0.1, "breaks at 12")])
 def test_every_speed_with_reuse_has_its_guard(page, result, lost, words):
     text = page(a=result, guards=[guard(lost)])
-    assert words in lines_of(text, "3b, 48 frames, fast")[0]
+    target = lines_of(text, "3b, 48 frames, fast")[0]
+    assert words in target
+    assert target.count("| met, ") + target.count("| not counted: met, ") == 2
+    assert ("not counted: met" in target) == ("breaks" in words)
     speeds = text[text.index("## 3b") :]
     for line in lines_of(speeds, "packcache fast"):  # times, parts, packing's share
         assert words in line

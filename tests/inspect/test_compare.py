@@ -16,7 +16,7 @@ from packcache.inspect.picture import (
     side_by_side,
 )
 from packcache.inspect.report import About, headline, save
-from packcache.lumos.cost import clip_operations, clip_work, linear_parameters
+from packcache.lumos.cost import clip_work, linear_parameters
 from packcache.lumos.schedule import undecided
 from packcache.policies import parse_policies
 
@@ -51,8 +51,8 @@ def test_operations_are_counted_from_shapes(comparison):
     assert linear_parameters(config) == linear
     forward = 2 * linear * 160 + 6 * 4 * 160 * (100 + 160) * 256
     head = 2 * 144 * 256 * config.token_ids.num_codes
-    (counted,) = clip_operations(config, comparison.layout, entry.clip.sampling, [100])
-    assert counted == 2 * 2 * forward + head
+    (counted,) = clip_work(config, comparison.layout, entry.clip.sampling, [100])
+    assert counted.total == 2 * 2 * forward + head
 
 
 def test_operations_of_steps_that_reuse_earlier_ones():

@@ -148,17 +148,20 @@ def _target_row(
     if not beside.tells(result, other["policy"]):
         return _not_run(target, f"*not run*: {beside.promise(result)}", beside)
     found = row["over"][STOCK] if target.over_stock else row
+    counts = beside.counts(result, row)
+    held = "" if not counts or counts.startswith(" (guard holds") else "not counted: "
     last, total = found["speedup_last"], found["speedup_total"]
-    verdict = _verdict(last, target.last)
+    verdict = held + _verdict(last, target.last)
     if target.as_predicted:
         off = last / found["predicted_last"] - 1
         near = "met" if abs(off) <= PREDICTED_WITHIN else "missed"
         verdict += f"; {off:+.0%} of predicted, {PREDICTED_WITHIN:.0%} allowed: {near}"
     return [
-        target.where + beside.counts(result, row), target.against,
+        target.where + counts, target.against,
         place(result) + apart(row, other),
         measured(found, "last"), f">= {target.last:g}x", verdict,
-        measured(found, "total"), f">= {target.total:g}x", _verdict(total, target.total),
+        measured(found, "total"), f">= {target.total:g}x",
+        held + _verdict(total, target.total),
     ]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from packcache.digits.prompts import prompt
 from packcache.environment import environment
 from packcache.errors import InvalidSetting
 from packcache.evaluate import truth
-from packcache.evaluate.memory import memory_scenes
+from packcache.evaluate.memory import memory_scenes, until_risen
 from packcache.evaluate.statistics import bootstrap
 from packcache.evaluate.table import Case
 from packcache.lumos.decode import Decoder, Step
@@ -47,7 +47,6 @@ from packcache.lumos.vocab import pixel_frames
 from packcache.policies import parse_policy
 from packcache.reuse import EXACT, PRESETS, StepReuse, parse_reuse
 from packcache.timeline import Role
-from packcache.video import Frames
 
 __all__ = [
     "LIMITS", "METRICS", "POLICIES", "SCHEMA", "Drafter", "Drop", "Guard", "compare", "drop",
@@ -241,7 +240,7 @@ class _Asked:
         ]
         for numbers in _batches(kinds, self.batch):
             own = [scenes[number] for number in numbers]
-            given = torch.stack([self.pipeline.encode_video(_before(s)) for s in own], dim=1)
+            given = torch.stack([self.pipeline.encode_video(until_risen(s)) for s in own], dim=1)
             drafter = self._told(own, given, policy, [self.seed + number for number in numbers])
             found = self._drafts(drafter, own, given, forced=numbers[0] < forced)
             for clip, number in enumerate(numbers):
@@ -299,7 +298,7 @@ class _Asked:
         read = []
         for scene, last, own in zip(scenes, given[-1], codes, strict=True):
             shown = self.pipeline.pixels(torch.stack((last, own)))[1:]
-            read.append(truth.recall(np.concatenate((_before(scene), shown)), scene))
+            read.append(truth.recall(np.concatenate((until_risen(scene), shown)), scene))
         return {"recall": [r.both for r in read], "recalled_digit": [r.digit for r in read]}
 
 
@@ -313,11 +312,6 @@ def _one_digit(seed: int, number: int) -> Case:
 def _rises(scene: world.Scene) -> int:
     assert scene.curtain  # memory scenes have one
     return scene.curtain.rises
-
-
-def _before(scene: world.Scene) -> Frames:
-    """The true frames up to the curtain's last."""
-    return world.render(scene, pixel_frames(_rises(scene), world.GROUP))
 
 
 def _batches(kinds: Sequence[Any], size: int) -> Iterator[list[int]]:

@@ -48,6 +48,7 @@ __all__ = [
     "memory_policy",
     "memory_scenes",
     "power",
+    "until_risen",
 ]
 
 SCHEMA = "packcache.memory/1"
@@ -302,12 +303,12 @@ def _case(pipeline: Pipeline, number: int, scene: world.Scene, source: Source) -
         number=number,
         scene=scene,
         image=source == "anchor" or scene.kind == "enters",
-        given=pipeline.encode_video(_before(scene)).cpu(),
+        given=pipeline.encode_video(until_risen(scene)).cpu(),
         question=question(pipeline, scene),
     )
 
 
-def _before(scene: world.Scene) -> Frames:
+def until_risen(scene: world.Scene) -> Frames:
     """The true frames up to the curtain's last."""
     return world.render(scene, world.GROUP * (_curtain(scene).rises - 1) + 1)
 
@@ -382,7 +383,7 @@ def _return(
     result = _told(pipeline, cases, policy, **settings).generate()
     for case, codes in zip(cases, result.codes, strict=True):
         pair = torch.stack((case.given[-1], codes))
-        frames = np.concatenate((_before(case.scene), pipeline.pixels(pair)[1:]))
+        frames = np.concatenate((until_risen(case.scene), pipeline.pixels(pair)[1:]))
         verdict = judge(frames, case.scene)
         right = (verdict.both, verdict.digit, verdict.colour)
         yield {metric: float(value) for metric, value in zip(_RETURNED, right, strict=True)}

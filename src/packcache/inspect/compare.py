@@ -15,7 +15,7 @@ import torch
 from packcache.environment import environment
 from packcache.errors import InvalidSetting
 from packcache.lumos.clip import Clip
-from packcache.lumos.cost import clip_operations
+from packcache.lumos.cost import clip_work
 from packcache.lumos.pipeline import Picture, Pipeline, Run
 from packcache.lumos.vocab import latent_frames
 from packcache.policies import FullCache, Policy
@@ -143,7 +143,7 @@ def _image_name(image: Picture | None) -> str | None:
 def _entry(pipeline: Pipeline, label: str, run: Run, codes: torch.Tensor, frames: int) -> Entry:
     (clip,) = pipeline.clips(run, codes[None], frames)
     before = [run.decoder.caches[0].text[0], *run.stats.physical_length[:-1]]
-    operations = clip_operations(
+    work = clip_work(
         pipeline.model.config,
         run.decoder.layout,
         run.decoder.sampling,
@@ -153,4 +153,5 @@ def _entry(pipeline: Pipeline, label: str, run: Run, codes: torch.Tensor, frames
     )
     timeline = run.decoder.caches[0].timeline
     held = {entry.span.frame: entry.held.tolist() for entry in timeline.history}
+    operations = [frame.total for frame in work]
     return Entry(label=label, clip=clip, operations=operations, held=held)

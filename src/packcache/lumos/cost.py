@@ -15,7 +15,7 @@ from packcache.reuse import EXACT, StepReuse
 from packcache.timeline import FrameLayout
 
 __all__ = [
-    "Operations", "attention_operations", "attention_share", "clip_operations", "clip_work",
+    "Operations", "attention_operations", "attention_share", "clip_work",
     "frame_work", "linear_parameters", "stock_frame_operations",
 ]  # fmt: skip
 
@@ -106,17 +106,3 @@ def clip_work(
         frame_work(config, layout, sampling, tokens, given=number < given, reuse=reuse)
         for number, tokens in enumerate(held)
     ]
-
-
-def clip_operations(
-    config: LumosConfig,
-    layout: FrameLayout,
-    sampling: Sampling,
-    held: Sequence[int],
-    *,
-    given: int = 0,
-    reuse: StepReuse = EXACT,
-) -> list[int]:
-    """Operations of each latent frame, as `clip_work`."""
-    work = clip_work(config, layout, sampling, held, given=given, reuse=reuse)
-    return [frame.total for frame in work]

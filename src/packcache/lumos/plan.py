@@ -19,7 +19,7 @@ import torch
 from packcache.errors import InputError, InvalidSetting
 from packcache.lumos import journal
 from packcache.lumos.config import LumosConfig
-from packcache.lumos.cost import attention_share, clip_operations, stock_frame_operations
+from packcache.lumos.cost import attention_share, clip_work, stock_frame_operations
 from packcache.lumos.course import TEXT_TOKENS, Workload
 from packcache.lumos.device import as_dtype
 from packcache.lumos.memory import ALLOWANCE, Phase
@@ -426,9 +426,10 @@ def _full_held(shape: Workload, latents: int) -> list[int]:
 
 
 def _operations(shape: Workload, held: list[int], reuse: StepReuse = EXACT) -> list[int]:
-    return clip_operations(
+    work = clip_work(
         shape.config, shape.layout, shape.sampling, held, given=int(shape.image), reuse=reuse
     )
+    return [frame.total for frame in work]
 
 
 def _shares(shape: Workload, held: list[int]) -> tuple[float, ...]:
