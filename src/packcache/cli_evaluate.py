@@ -129,7 +129,10 @@ def guard(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """May a preset be used? Clips made with it, read beside the same clips with exact steps."""
+    """May a preset be used? Clips made with it, read beside the same clips with exact steps.
+
+    Asked again with the same --out it goes on: clips that are done are in clips.jsonl there.
+    """
     from packcache import files
     from packcache.evaluate import guard as guards
     from packcache.models import load, usual
@@ -151,10 +154,10 @@ def guard(
             frames=frames,
             steps=steps,
             seed=seed,
+            kept=None if out is None else out / "clips.jsonl",
             on_step=advance,
         )
     if out is not None:
-        out.mkdir(exist_ok=True)
         files.write_json(found.to_json(), out / "guard.json")
     if as_json:
         print_json(found.to_json())

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import packcache as pc
 from packcache.cli import app
-from packcache.errors import InvalidSetting
+from packcache.errors import InputFileError, InvalidSetting
 from packcache.evaluate import guard as guards
 from packcache.evaluate import truth
 from packcache.lumos import attend
@@ -164,6 +164,30 @@ def test_a_preset_that_loses_the_history_is_caught(pipeline, monkeypatch):
     assert found.values["agreement"][0, 1, 0] < 0.9
 
 
+def test_clips_that_are_done_are_not_made_again(pipeline, small, tmp_path, monkeypatch):
+    """Neither for more clips nor for fewer, and one by one they are what they are together."""
+    kept = tmp_path / "clips.jsonl"
+    fewer = TINY | {"clips": 1, "forced_clips": 0}
+    presets = {"same": SAME, "often": OFTEN}
+    guards.guard(pipeline, presets, policies=["full"], **fewer, kept=kept)
+    told = kept.read_text().splitlines()
+    seen: list[tuple[int, int]] = []
+    found = guards.guard(
+        pipeline, presets, policies=["full"], **TINY, kept=kept,
+        on_step=lambda *progress: seen.append(progress),
+    )  # fmt: skip
+    assert seen == [(2, 3), (3, 3)]  # of three clips one was done; one had not been teacher-forced
+    assert kept.read_text().splitlines()[: len(told)] == told
+    for metric, values in small.values.items():
+        np.testing.assert_allclose(found.values[metric], values, rtol=1e-3)
+    for made in ("_read", "_drafts"):
+        monkeypatch.delattr(guards._Asked, made)
+    again = guards.guard(pipeline, presets, policies=["full"], **TINY, kept=kept)
+    assert again.to_json() == found.to_json()
+    with pytest.raises(InputFileError, match=r"begun with presets .*give the same, or another"):
+        guards.guard(pipeline, {"often": OFTEN}, policies=["full"], **TINY, kept=kept)
+
+
 def test_clips_are_half_from_text_and_more_of_them_are_the_same_ones():
     def cases(count):
         return [guards._one_digit(3, number) for number in range(count)]
@@ -245,6 +269,9 @@ def test_command_writes_json_and_prints_the_table(tmp_path):
     assert result["workload"]["presets"]["rest_every=2"] == asdict(StepReuse(rest_every=2))
     assert result["workload"]["sampling"]["steps"] == 2
     assert result["results"][1]["recall"] is None
+    again = run(f"{SHORT} {asked}", str(tmp_path / "new"))
+    assert again.output == out.output
+    assert len((tmp_path / "new" / "clips.jsonl").read_text().splitlines()) == 2
 
 
 def test_json_is_printed_instead_of_a_table():

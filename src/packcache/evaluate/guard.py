@@ -24,6 +24,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ from packcache.digits.prompts import prompt
 from packcache.environment import environment
 from packcache.errors import InvalidSetting
 from packcache.evaluate import truth
+from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.memory import memory_scenes, until_risen
 from packcache.evaluate.statistics import bootstrap
 from packcache.evaluate.table import Case
@@ -44,6 +46,7 @@ from packcache.lumos.decode import Decoder, Step
 from packcache.lumos.pipeline import Pipeline
 from packcache.lumos.schedule import FrameDraws
 from packcache.lumos.vocab import pixel_frames
+from packcache.lumos.weights import fingerprint
 from packcache.policies import parse_policy
 from packcache.reuse import EXACT, PRESETS, StepReuse, parse_reuse
 from packcache.timeline import Role
@@ -199,18 +202,68 @@ class _Asked:
     batch: int
     sampling: dict[str, Any]
 
-    def blank(self, policies: int) -> dict[str, Values]:
-        """Values that are not yet known, `[policies, presets, clips]` for each metric."""
-        asked = self.clips, self.recall_clips, self.recall_clips, *[self.forced_clips] * 2
-        return {
-            metric: np.full((policies, len(self.presets), count), np.nan)
-            for metric, count in zip(METRICS, asked, strict=True)
-        }
+    def wanted(self) -> Iterator[tuple[str, int, set[str]]]:
+        """Each question, clip by clip, and the metrics that answer it."""
+        for number in range(self.clips):
+            yield "digit", number, {"digit"}
+        for number in range(self.recall_clips):
+            forced = {"kl", "agreement"} if number < self.forced_clips else set[str]()
+            yield "recall", number, {"recall", "recalled_digit"} | forced
 
-    def digits(self, policy: str) -> Iterator[Found]:
+    def workload(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """What is the same for all clips."""
+        return {
+            "model": self.pipeline.name, "split": "test", "frames": self.frames, "gap": GAP,
+            "seed": self.seed, "limits": LIMITS, "sampling": sampling,
+            "presets": {name: asdict(reuse) for name, reuse in self.presets.items()},
+            "reader_accuracy": truth.reader().accuracy,
+        }  # fmt: skip
+
+    def answer(
+        self,
+        policies: Sequence[str],
+        known: Ledger,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Make and read the clips that are not known yet."""
+        wanted = list(self.wanted())
+        total = len(policies) * len(wanted)
+        missing = {
+            (policy, question): [
+                number
+                for own, number, metrics in wanted
+                if own == question and not known.has((policy, question, number), metrics)
+            ]
+            for policy in policies
+            for question in ("digit", "recall")
+        }
+        done = itertools.count(total - sum(map(len, missing.values())) + 1)
+        ask = {"digit": self.digits, "recall": self.memory}
+        for (policy, question), numbers in missing.items():
+            for number, found in ask[question](policy, numbers):
+                known.add((policy, question, number), found)
+                if on_step:
+                    on_step(next(done), total)
+
+    def values(self, policies: Sequence[str], known: Ledger) -> dict[str, Values]:
+        """What is known, `[policies, presets, clips]` for each metric."""
+        counts = self.clips, self.recall_clips, self.recall_clips, *[self.forced_clips] * 2
+        values = {
+            metric: np.full((len(policies), len(self.presets), count), np.nan)
+            for metric, count in zip(METRICS, counts, strict=True)
+        }
+        for p, policy in enumerate(policies):
+            for question, number, metrics in self.wanted():
+                for metric in metrics:
+                    own = known.found[policy, question, number][metric]
+                    values[metric][p, :, number] = own
+        return values
+
+    def digits(self, policy: str, missing: Sequence[int]) -> Iterator[Found]:
         """Clip by clip its number and, by metric, a value a preset."""
-        chosen = [_one_digit(self.seed, number) for number in range(self.clips)]
-        for numbers in _batches([case.with_image for case in chosen], self.batch):
+        chosen = {number: _one_digit(self.seed, number) for number in missing}
+        kinds = {number: case.with_image for number, case in chosen.items()}
+        for numbers in _batches(kinds, self.batch):
             cases = [chosen[number] for number in numbers]
             read = [self._read(cases, policy, reuse) for reuse in self.presets.values()]
             for number, values in zip(numbers, zip(*read, strict=True), strict=True):
@@ -231,13 +284,14 @@ class _Asked:
         judged = [case.judge(clip.frames) for case, clip in zip(cases, clips, strict=True)]
         return [float(judgement.digit or 0) for judgement in judged]
 
-    def memory(self, policy: str) -> Iterator[Found]:
+    def memory(self, policy: str, missing: Sequence[int]) -> Iterator[Found]:
         """As `digits`; the first clips are asked teacher-forced as well."""
         count, forced = self.recall_clips, self.forced_clips
         scenes = memory_scenes(count, GAP, self.seed) if count else []
-        kinds = [
-            (number < forced, scene.kind, _rises(scene)) for number, scene in enumerate(scenes)
-        ]
+        kinds = {
+            number: (number < forced, scenes[number].kind, _rises(scenes[number]))
+            for number in missing
+        }
         for numbers in _batches(kinds, self.batch):
             own = [scenes[number] for number in numbers]
             given = torch.stack([self.pipeline.encode_video(until_risen(s)) for s in own], dim=1)
@@ -314,10 +368,10 @@ def _rises(scene: world.Scene) -> int:
     return scene.curtain.rises
 
 
-def _batches(kinds: Sequence[Any], size: int) -> Iterator[list[int]]:
+def _batches(kinds: Mapping[int, Any], size: int) -> Iterator[list[int]]:
     """Numbers of clips that can run as one call: of one kind, at most `size`."""
-    for kind in dict.fromkeys(kinds):
-        group = [number for number, own in enumerate(kinds) if own == kind]
+    for kind in dict.fromkeys(kinds.values()):
+        group = [number for number, own in kinds.items() if own == kind]
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
@@ -439,9 +493,12 @@ def guard(
     seed: int = 0,
     steps: int | None = None,
     batch: int = 8,
+    kept: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Guard:
     """Hold presets against the exact run, for each policy.
+
+    Hours for narrow intervals, so what is found is kept clip by clip.
 
     Args:
         presets: settings by name; "exact" is added, or has to be exact.
@@ -452,6 +509,8 @@ def guard(
         seed: of clips and draws.
         steps: denoising steps a frame; default the model's own.
         batch: most clips in one call; it changes no answer.
+        kept: a file of clips that are done (`Ledger`): they are not made again. More clips or other
+            policies may be asked of it, nothing else.
         on_step: `on_step(done, total)` in clips, of all policies.
     """
     asked = _Asked(
@@ -461,24 +520,18 @@ def guard(
     )  # fmt: skip
     _check(asked, policies)
     probe = pipeline.run(["a digit behind a curtain"], frames=1, **asked.sampling).decoder
-    values = asked.blank(len(policies))
-    done, total = itertools.count(1), len(policies) * (clips + recall_clips)
-    for p, policy in enumerate(policies):
-        for number, found in itertools.chain(asked.digits(policy), asked.memory(policy)):
-            for metric, own in found.items():
-                values[metric][p, :, number] = own
-            if on_step:
-                on_step(next(done), total)
+    workload = asked.workload(asdict(probe.sampling))
+    weights = {"weights": fingerprint(pipeline.model), "torch": str(torch.__version__)}
+    known = Ledger(kept, workload | weights)
+    asked.answer(policies, known, on_step)
     return Guard(
         policies=tuple(policies),
         presets=asked.presets,
-        values=values,
-        workload={
-            "model": pipeline.name, "split": "test", "clips": clips, "recall_clips": recall_clips,
-            "forced_clips": forced_clips, "frames": frames, "gap": GAP, "seed": seed,
-            "policies": list(policies), "limits": LIMITS, "sampling": asdict(probe.sampling),
-            "presets": {name: asdict(reuse) for name, reuse in asked.presets.items()},
-            "reader_accuracy": truth.reader().accuracy,
+        values=asked.values(policies, known),
+        workload=workload
+        | {
+            "clips": clips, "recall_clips": recall_clips, "forced_clips": forced_clips,
+            "policies": list(policies),
         },
         environment=environment(pipeline.device, pipeline.dtype),
     )  # fmt: skip

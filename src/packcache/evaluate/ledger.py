@@ -1,0 +1,103 @@
+"""What a long evaluation has found so far, clip by clip: a run that is asked again goes on.
+
+    {"schema": "packcache.ledger/1", "identity": {...}}
+    {"key": ["full", "recall", 12], "values": {...}}
+
+Lines are appended as clips end. A line that was cut off by a kill is dropped; what it told is asked
+again. Results of another question are refused, never mixed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from packcache.errors import InputFileError, OutputError
+
+__all__ = ["Ledger"]
+
+SCHEMA = "packcache.ledger/1"
+
+Key = tuple[str | int, ...]
+
+
+class Ledger:
+    """Values by key, in memory and, if there is a path, in that file.
+
+    Args:
+        path: JSON lines; made if it is not there, with its folder, gone on with if it is.
+        identity: plain values that must be the same for lines to belong together.
+
+    Raises InputFileError where the file is of another identity or no ledger, OutputError where it
+    cannot be written.
+    """
+
+    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self.found: dict[Key, dict[str, Any]] = {}
+        if path is not None:
+            whole = self._read(path) if path.exists() else 0
+            self._cut(path, whole)
+            if not whole:
+                self._append({"schema": SCHEMA, "identity": self.identity})
+
+    def has(self, key: Key, names: set[str]) -> bool:
+        """Is all of this known of a key?"""
+        return names <= self.found.get(key, {}).keys()
+
+    def add(self, key: Key, values: Mapping[str, Any]) -> None:
+        """Keep what was found; of a key told twice, what was told last counts."""
+        self.found[key] = self.found.get(key, {}) | dict(values)
+        self._append({"key": list(key), "values": dict(values)})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path} ({error.strerror})") from error
+
+    def _read(self, path: Path) -> int:
+        """Take in the whole lines of the file, and return their bytes."""
+        try:
+            told = path.read_bytes()
+            whole = told[: told.rfind(b"\n") + 1]
+            header, *lines = [json.loads(line) for line in whole.splitlines()] or [None]
+            if header is not None:
+                self._check(header["schema"], header["identity"])
+            for line in lines:
+                key = tuple(line["key"])
+                self.found[key] = self.found.get(key, {}) | line["values"]
+        except OSError as error:
+            raise InputFileError(f"{path} cannot be read ({error.strerror}): check it") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputFileError(
+                f"{path} is damaged or of something else, expected {SCHEMA}: move it away"
+            ) from None
+        return len(whole)
+
+    def _check(self, schema: str, identity: Mapping[str, Any]) -> None:
+        if schema != SCHEMA:
+            raise ValueError
+        names = sorted(identity.keys() | self.identity.keys())
+        for name in names:
+            theirs, ours = identity.get(name), self.identity.get(name)
+            if theirs != ours:
+                raise InputFileError(
+                    f"{self.path} was begun with {name} {theirs!r}, now it is {ours!r}: "
+                    "give the same, or another folder"
+                )
+
+    def _cut(self, path: Path, whole: int) -> None:
+        """Drop the line that a kill cut off, so that the next one begins a line."""
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("ab") as file:
+                file.truncate(whole)
+        except OSError as error:
+            raise OutputError(f"cannot write {path} ({error.strerror})") from error

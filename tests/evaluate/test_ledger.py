@@ -1,0 +1,88 @@
+"""The ledger of an evaluation: nothing is asked twice, nothing is mixed, a cut line is dropped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from packcache.errors import InputFileError, OutputError
+from packcache.evaluate.ledger import Ledger
+
+IDENTITY = {"seed": 0, "limits": {"digit": 2.0}, "sampling": {"steps": 12}}
+
+
+def test_what_was_told_is_known_again(tmp_path):
+    path = tmp_path / "new" / "clips.jsonl"
+    ledger = Ledger(path, IDENTITY)
+    ledger.add(("full", "digit", 3), {"digit": [1.0, 0.1 + 0.2]})
+    ledger.add(("full", "digit", 3), {"kl": [0.0, 1e-9]})
+    again = Ledger(path, IDENTITY)
+    assert again.found == {("full", "digit", 3): {"digit": [1.0, 0.1 + 0.2], "kl": [0.0, 1e-9]}}
+    assert again.has(("full", "digit", 3), {"digit", "kl"})
+    assert not again.has(("full", "digit", 3), {"recall"})
+    assert not again.has(("full", "digit", 4), {"digit"})
+
+
+def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger(None, IDENTITY)
+    ledger.add(("full",), {"digit": 1})
+    assert ledger.found == {("full",): {"digit": 1}} and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_a_kill_in_a_line_costs_that_line_only(tmp_path, cut):
+    path = tmp_path / "clips.jsonl"
+    ledger = Ledger(path, IDENTITY)
+    for number in range(3):
+        ledger.add((number,), {"digit": number})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    again = Ledger(path, IDENTITY)
+    assert list(again.found) == [(0,), (1,)]
+    again.add((2,), {"digit": 2})
+    assert path.read_bytes() == whole
+
+
+def test_a_kill_in_the_first_line_costs_nothing(tmp_path):
+    path = tmp_path / "clips.jsonl"
+    path.write_text('{"schema": "packca')
+    Ledger(path, IDENTITY).add((1,), {"digit": 1})
+    assert Ledger(path, IDENTITY).found == {(1,): {"digit": 1}}
+
+
+def test_answers_to_another_question_are_refused_and_left(tmp_path):
+    path = tmp_path / "clips.jsonl"
+    Ledger(path, IDENTITY)
+    before = path.read_bytes()
+    with pytest.raises(InputFileError, match=r"begun with seed 0, now it is 1: give the same, or"):
+        Ledger(path, IDENTITY | {"seed": 1})
+    with pytest.raises(InputFileError, match=r"begun with torch None, now it is '2'"):
+        Ledger(path, IDENTITY | {"torch": "2"})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "[]\n",
+        '{"schema": "other", "identity": {}}\n',
+        "no JSON\n",
+        json.dumps({"schema": "packcache.ledger/1", "identity": IDENTITY}) + '\n{"key": 3}\n',
+        "\xff\n",
+    ],
+)
+def test_a_file_of_something_else_is_refused_and_left(tmp_path, told):
+    path = tmp_path / "clips.jsonl"
+    path.write_text(told, encoding="latin-1")
+    with pytest.raises(InputFileError, match="is damaged or of something else, expected packcache"):
+        Ledger(path, IDENTITY)
+    assert path.read_text(encoding="latin-1") == told
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write .*clips\.jsonl \("):
+        Ledger(Path(tmp_path / "file" / "clips.jsonl"), IDENTITY)
