@@ -47,9 +47,6 @@ SHARES = {
 #: takes seconds a step and works in slices of equal size, so fewer will do.
 RATIO, HEAD_RATIO = 2.0, 3.0
 
-#: How often a check measures, unless told otherwise: whole steps take long.
-CHECKS = 3
-
 #: What is composed should be so near to what is really run.
 CHECKED_WITHIN = 0.05
 
@@ -276,13 +273,14 @@ def check(
     *,
     reuse: StepReuse | None = None,
     steps: Sequence[int] | None = (0,),
-    repeats: int = CHECKS,
+    repeats: int | None = None,
     model: Lumos | None = None,
 ) -> list[Checked]:
     """Steps and commit of the first generated latent frame, really run with a few layers, beside
     what composition says of them; full cache, both measured in turns.
 
-    `steps` by number, None for all, which is what reuse needs. `model` has as many layers at least.
+    `steps` by number, None for all, which is what reuse needs; `repeats` as the workload's unless
+    told otherwise. `model` has as many layers at least.
     """
     reuse = reuse or StepReuse()
     with torch.inference_mode():
@@ -292,7 +290,7 @@ def check(
         whole = [_whole(workload, cut(deep, n), reuse, steps) for n in layers]
         parts = _thinned(use.piece for own in uses.values() for use in own)
         probes = [*Probes(workload, deep).of(parts), *whole]
-        pieces = interleave(probes, repeats, seed=workload.seed)
+        pieces = interleave(probes, repeats or workload.repeats, seed=workload.seed)
     numbers = None if steps is None else tuple(steps)
     return [
         _checked(pieces, uses[n], n, part, frame=workload.given, steps=numbers)
