@@ -33,7 +33,8 @@ ALLOWED = {
 #: Floors that nothing below may look up to.
 TOP = {
     "bench", "evaluate", "inspect",
-    "cli", "cli_asked", "cli_bench", "cli_evaluate", "cli_generate", "cli_lumos", "cli_options",
+    "cli", "cli_asked", "cli_bench", "cli_check", "cli_evaluate", "cli_generate", "cli_lumos",
+    "cli_options",
 }  # fmt: skip
 
 MAX_FUNCTION, MAX_MODULE = 60, 600

@@ -620,3 +620,74 @@ def test_layouts_without_borders_work_too():
         step(target, Span.of_frame(Role.HISTORY, number, layout))
     assert held(target, 0) == expected(target, 0)
     assert sum(target.timeline.counts().values()) == 6
+
+
+# --- back to an earlier frame --------------------------------------------------------------------
+
+
+def rewound(policy, to: int, frames: int = 6):
+    """A cache of `frames`, rewound, and those frames committed again; beside one straight on."""
+    layout = FrameLayout(rows=2, cols=2, header=0, footer=0, new_line=False)
+
+    def commit(cache: FrameCache, frame: int) -> None:
+        cache.open(Span.of_frame(Role.HISTORY, frame, layout))
+        torch.manual_seed(frame)
+        cache.update(0, *torch.randn(2, 1, layout.tokens, 32))
+        cache.commit()
+
+    caches = []
+    for _ in range(2):
+        rotation = Rotation.mm_rope(inverse_frequencies(32, 100.0))
+        cache = FrameCache(
+            policy, layers=1, kv_heads=1, head_dim=32, layout=layout, text=(3,), rotation=rotation,
+            trained_latent_frames=4,
+        )  # fmt: skip
+        cache.open(Span.text(3))
+        cache.update(0, torch.ones(1, 3, 32), torch.ones(1, 3, 32))
+        cache.commit()
+        for frame in range(to):
+            commit(cache, frame)
+        caches.append(cache)
+    for frame in range(to, frames):
+        commit(caches[0], frame)
+    caches[0].rewind(to)
+    return caches, commit
+
+
+@pytest.mark.parametrize("to", range(7))
+@pytest.mark.filterwarnings("ignore::packcache.cache.TrainedRangeWarning")
+def test_a_rewind_of_a_full_cache_forgets_those_frames_only(to):
+    (cache, straight), commit = rewound(FullCache(), to)
+    for frame in range(to, 8):
+        assert cache.timeline.counters() == straight.timeline.counters()
+        assert torch.equal(cache.stores[0].values(0), straight.stores[0].values(0))
+        for one in (cache, straight):
+            commit(one, frame)
+    assert torch.equal(cache.stores[0].keys(0), straight.stores[0].keys(0))
+
+
+def test_what_was_evicted_does_not_come_back():
+    (cache, _), commit = rewound(SlidingWindow(frames=2), 5)
+    assert cache.timeline.counts() == {4: 4}  # 3 left when 5 was committed
+    commit(cache, 5)
+    assert cache.timeline.counts() == {4: 4, 5: 4}
+    assert cache.timeline.evicted_tokens == cache.logical_length - cache.physical_length
+
+
+def test_sinks_that_are_forgotten_are_turned_no_more():
+    (cache, straight), commit = rewound(SinkWindow(sinks=2, frames=1), 1)
+    for frame in range(1, 9):
+        for one in (cache, straight):
+            commit(one, frame)
+    assert cache.delta == straight.delta > 0
+    assert torch.equal(cache.stores[0].keys(0), straight.stores[0].keys(0))
+    assert cache.kv_bytes == straight.kv_bytes
+
+
+def test_a_rewind_out_of_order_is_refused():
+    (cache, _), _ = rewound(FullCache(), 3)
+    with pytest.raises(InvalidSetting, match="rewind to latent frame 4, expected 0 to 3, those"):
+        cache.rewind(4)
+    cache.open(Span.of_frame(Role.HISTORY, 3, cache.layout))
+    with pytest.raises(CacheStateError, match="is still open: commit or close it first"):
+        cache.rewind(1)

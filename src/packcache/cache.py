@@ -165,6 +165,31 @@ class FrameCache:
         self._evict()
         self._remember_pristine()
 
+    def rewind(self, frame: int) -> None:
+        """Forget every latent frame from `frame` on; what is held of earlier ones stays as it is.
+
+        For hosts that encode their last frames again, after a switch of prompts for example.
+        """
+        if self._open:
+            raise CacheStateError(f"{_name(self._open)} is still open: commit or close it first")
+        if not 0 <= frame <= self.timeline.num_frames:
+            raise InvalidSetting(
+                f"rewind to latent frame {frame}, expected 0 to {self.timeline.num_frames}, those "
+                "that were committed"
+            )
+        if frame == self.timeline.num_frames:
+            return
+        stay = [
+            slot
+            for entry, where in self.timeline.slots()
+            if entry.span.layout is None or entry.span.frame < frame
+            for slot in where
+        ]
+        self.timeline.rewind(frame, stay, self.text[0] + frame * self.layout.tokens)
+        self._keep(stay)
+        for length, anchors in zip(self.text, self._anchors, strict=False):
+            anchors.forget(self._fixed() - self.text[0] + length)
+
     # --- out of memory and back -------------------------------------------------------------
 
     def export(self, entry: HeldFrame) -> list[Tensor]:
@@ -313,6 +338,10 @@ class FrameCache:
         if len(slots) == self.physical_length:
             return
         self.timeline.keep(slots)
+        self._keep(slots)
+
+    def _keep(self, slots: Sequence[int]) -> None:
+        """Hold these slots only, counted in the conditional branch, in the stores of all."""
         kept = np.asarray(slots, dtype=np.int32)
         for length, store in zip(self.text, self.stores, strict=True):
             shift = self.text[0] - length  # this branch has that many text tokens less
@@ -343,11 +372,14 @@ class FrameCache:
 
     def _remember_pristine(self) -> None:
         """Copy the temporal channels of new anchors and sinks: the head of the sequence."""
-        sinks, _ = self._split_history()
-        fixed = sum(e.count for e in (*self.timeline.anchors, *sinks))
         for length, anchors, store in zip(self.text, self._anchors, self.stores, strict=False):
-            count = fixed - self.text[0] + length
+            count = self._fixed() - self.text[0] + length
             anchors.remember([store.keys(i)[:, :count] for i in range(store.layers)])
+
+    def _fixed(self) -> int:
+        """Tokens held of anchors and sinks, conditional branch."""
+        sinks, _ = self._split_history()
+        return sum(entry.count for entry in (*self.timeline.anchors, *sinks))
 
     def _split_history(self) -> tuple[list[HeldFrame], list[HeldFrame]]:
         """Sinks and the other history frames, newest first."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import packcache
-from packcache import cli_bench, cli_evaluate, cli_generate, cli_lumos
+from packcache import cli_bench, cli_check, cli_evaluate, cli_generate, cli_lumos
 from packcache.cli_options import (
     POLICIES_HELP,
     AsJson,
@@ -76,6 +76,7 @@ app.command()(cli_generate.generate)
 app.command()(cli_bench.bench)
 app.command()(cli_lumos.plan)
 app.command()(cli_lumos.doctor)
+app.command()(cli_check.check)
 
 
 @app.command()

@@ -90,13 +90,21 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Rotation:
     """What a rebase must know of a model's rotary embedding.
 
-    `pairs [n]` are the indices of the rotary pairs that carry time (pair m is channels m and
-    m + D/2), `freq [n]` their inverse frequencies, `stride` the position units per latent frame.
+    `pairs [n]` are the indices of the rotary pairs that carry time, `freq [n]` their inverse
+    frequencies, `stride` the position units per latent frame. Pair m is channels m and m + D/2, or
+    2m and 2m + 1 where they are `interleaved` (Wan).
     """
 
     pairs: Tensor
     freq: Tensor
     stride: int = 4
+    interleaved: bool = False
+
+    def channels(self, head_dim: int) -> Tensor:
+        """Where time lies in a head, int64 `[2n]`: the first of each pair, then the second."""
+        if self.interleaved:
+            return torch.cat((2 * self.pairs, 2 * self.pairs + 1))
+        return torch.cat((self.pairs, self.pairs + head_dim // 2))
 
     @classmethod
     def mm_rope(cls, inv_freq: Tensor, stride: int = 4) -> Rotation:
@@ -109,8 +117,7 @@ def advance_keys(keys: Tensor, frames: int, rotation: Rotation) -> Tensor:
     """Keys `[..., D]` turned by `frames` latent frames on the temporal pairs only."""
     out = keys.clone()
     turned = _turn(_temporal(keys, rotation), frames, rotation)
-    half = keys.shape[-1] // 2
-    out[..., torch.cat((rotation.pairs, rotation.pairs + half))] = turned
+    out[..., rotation.channels(keys.shape[-1])] = turned
     return out
 
 
@@ -141,12 +148,15 @@ class AnchorKeys:
                 self._with_new(old, k[:, known:]) for old, k in zip(self._layers, keys, strict=True)
             ]
 
+    def forget(self, count: int) -> None:
+        """Keep the first `count` anchors only."""
+        self._layers = [layer[:, :count] for layer in self._layers]
+
     def advance(self, keys: list[Tensor], frames: int) -> None:
         """Write the anchors, advanced by `frames` latent frames, to the front of `[H, S, D]`."""
         if keys[0].is_meta:
             return
-        half = keys[0].shape[-1] // 2
-        channels = torch.cat((self.rotation.pairs, self.rotation.pairs + half))
+        channels = self.rotation.channels(keys[0].shape[-1])
         for pristine, target in zip(self._layers, keys, strict=True):
             target[:, : pristine.shape[1], channels] = _turn(pristine, frames, self.rotation)
 
@@ -158,8 +168,7 @@ class AnchorKeys:
 
 def _temporal(keys: Tensor, rotation: Rotation) -> Tensor:
     """Copy of the temporal channels `[..., 2n]`: first halves of the pairs, then second halves."""
-    half = keys.shape[-1] // 2
-    return keys[..., torch.cat((rotation.pairs, rotation.pairs + half))]
+    return keys[..., rotation.channels(keys.shape[-1])]
 
 
 def _turn(temporal: Tensor, frames: int, rotation: Rotation) -> Tensor:

@@ -43,7 +43,9 @@ class KVStore:
 
     def _empty(self, capacity: int) -> Tensor:
         size = (self.kv_heads, capacity, self.head_dim)
-        return torch.empty(size, dtype=self.dtype, device=self.device)
+        # a host's inference mode must not decide from where the cache may be written
+        with torch.inference_mode(False):
+            return torch.empty(size, dtype=self.dtype, device=self.device)
 
     @property
     def capacity(self) -> int:

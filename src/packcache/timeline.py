@@ -244,6 +244,13 @@ class Timeline:
                 kept.append(entry)
         self.entries = kept
 
+    def rewind(self, frame: int, slots: Iterable[int], logical_length: int) -> None:
+        """Go back to before latent frame `frame`, of which these slots are left to hold."""
+        self.keep(slots)
+        self.num_frames, self.logical_length = frame, logical_length
+        self.first_history = min(self.first_history, frame)
+        self.evicted_tokens = logical_length - self.physical_length
+
     def counts(self) -> dict[int, int]:
         """Tokens held per history frame: {latent frame: tokens}, oldest first."""
         return {e.span.frame: e.count for e in self.entries if e.span.role is Role.HISTORY}

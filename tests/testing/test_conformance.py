@@ -347,7 +347,9 @@ def test_nan_is_not_near():
 def test_a_report_is_json_with_what_was_seen():
     report = check(BareSubject("short", ListRun), only=["lengths"])
     told = json.loads(json.dumps(report.to_json()))
-    assert told["schema"] == "packcache.conformance/1" and told["workload"] == {"subject": "short"}
+    assert told["schema"] == "packcache.conformance/1" and told["workload"] == {
+        "subjects": ["short"]
+    }
     assert [(r["check"], r["state"]) for r in told["results"]] == [("lengths", "holds")]
     assert told["environment"]["torch"]
 

@@ -26,7 +26,7 @@ from packcache.testing.oracle import held_tokens
 from packcache.testing.subject import Run, Subject
 from packcache.timeline import Ints, Role, Span, Timeline
 
-__all__ = ["CHECKS", "Finding", "Report", "check"]
+__all__ = ["CHECKS", "Finding", "Report", "check", "to_json"]
 
 SCHEMA = "packcache.conformance/1"
 
@@ -96,12 +96,21 @@ class Report:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "environment": environment(),
-            "workload": {"subject": self.subject},
-            "results": [asdict(found) for found in self.findings],
-        }
+        return to_json([self])
+
+
+def to_json(reports: Sequence[Report]) -> dict[str, Any]:
+    """Plain data of several reports: a row a subject and check."""
+    return {
+        "schema": SCHEMA,
+        "environment": environment(),
+        "workload": {"subjects": [report.subject for report in reports]},
+        "results": [
+            {"subject": report.subject, **asdict(found)}
+            for report in reports
+            for found in report.findings
+        ],
+    }
 
 
 def check(subject: Subject, only: Sequence[str] = ()) -> Report:
