@@ -1,11 +1,34 @@
-"""Examples run; the paged pool needs no torch and its pages stay constant."""
+"""Examples run and are short; the paged pool needs no torch and its pages stay constant."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import pytest
+
 from tests.tools import ROOT
+
+#: The example in the README is run there.
+EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples" / "generate.py"})
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_runs_and_is_short(path):
+    result = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+    assert len(path.read_text().splitlines()) <= 40
+
+
+def test_a_pipeline_of_self_forcings_kind_stays_small():
+    path = ROOT / "examples" / "self_forcing.py"
+    result = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
+    assert result.stdout.splitlines() == [
+        "everything kept, equal to the pipeline's own list: True",
+        "1440 tokens held of 1440",
+        "180 tokens held of 3600",
+    ]
 
 
 def test_a_paged_pool_stays_constant():
