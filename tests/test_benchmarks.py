@@ -196,3 +196,20 @@ def test_full_size_loads_steps_and_clears_up(tmp_path):
     assert row["tokens_per_frame"] == 40 and row["branches"] == 2
     assert min(row[name] for name in ("build_s", "load_s", "prefill_s", "step_s")) > 0
     assert min(row["anonymous_before_bytes"], row["anonymous_loaded_bytes"]) > 0
+
+
+def test_self_forcings_own_code_is_asked_for_by_name(tmp_path):
+    script = ROOT / "benchmarks" / "self_forcing_upstream.py"
+    command = [sys.executable, str(script), "--upstream", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith(
+        "has no wan/modules/causal_model.py: give a checkout's folder"
+    )
+
+
+def test_self_forcings_own_code_was_equal_to_the_bit():
+    """What is stored is of the cases that the script asks today."""
+    stored = json.loads((ROOT / "benchmarks/results/self_forcing_upstream.json").read_text())
+    assert [row["equal"] for row in stored["results"]] == [True] * 4
+    assert stored["table_difference"] == 0
