@@ -254,3 +254,66 @@ def test_rows_have_as_many_keys_as_they_say():
     write(target, 4, 6)
     with pytest.raises(CacheStateError, match=r"expected \(2, 2, 4\)"):
         target.update(0, content(0, 3), content(0, 3), torch.tensor([1, 2]))
+
+
+# --- a few tokens at a time ----------------------------------------------------------------------
+
+
+def begun(tokens: int = 5):
+    """A store of one layer with 3 committed tokens and a draft of which nothing is written."""
+    store = KVStore(layers=1, kv_heads=2, head_dim=4)
+    store.reserve(3 + tokens)
+    store.open(3)
+    store.update(0, *torch.randn(2, 2, 3, 4))
+    store.commit()
+    store.open(tokens)
+    return store
+
+
+def test_tokens_that_come_a_few_at_a_time_are_those_that_come_at_once():
+    keys, values = torch.randn(2, 2, 5, 4)
+    whole, parts = begun(), begun()
+    for store in (whole, parts):
+        store.keys(0)[:] = store.values(0)[:] = 1
+    expected = whole.update(0, keys, values)
+    for part in (slice(0, 2), slice(2, 3), slice(3, 5)):
+        assert not parts.complete
+        seen = parts.extend(0, keys[:, part], values[:, part])
+        assert seen[0].shape[1] == 3 + part.stop == 3 + parts.begun
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+    for store in (whole, parts):
+        store.commit()
+    assert torch.equal(whole.keys(0), parts.keys(0)) and parts.begun == 0
+
+
+def test_more_than_was_opened_is_refused_and_nothing_is_written():
+    store = begun()
+    store.extend(0, *torch.ones(2, 2, 4, 4))
+    with pytest.raises(CacheStateError, match="given 2 tokens after 4 of a draft of 5: open what"):
+        store.extend(0, *torch.ones(2, 2, 2, 4))
+    with pytest.raises(CacheStateError, match=r"expected \(2, 1, 4\)"):
+        store.extend(0, *torch.ones(2, 3, 1, 4))
+    assert store.begun == 4
+    with pytest.raises(CacheStateError, match="commit without a forward"):
+        store.commit()
+
+
+def test_what_was_taken_back_is_written_again():
+    store = begun()
+    store.extend(0, *torch.ones(2, 2, 5, 4))
+    store.shorten(2)
+    assert store.begun == 3 and not store.complete
+    keys, _ = store.extend(0, *torch.full((2, 2, 2, 4), 7.0))
+    assert keys[:, -2:].unique().tolist() == [7] and store.complete
+    with pytest.raises(CacheStateError, match="6 tokens are to be taken back, expected at most 5"):
+        store.shorten(6)
+
+
+def test_heads_are_chosen_in_any_number():
+    store = begun()
+    held = store.keys(0).clone()
+    store.select_heads(torch.tensor([1, 1, 0]))
+    assert torch.equal(store.keys(0), held[[1, 1, 0]])
+    assert store.slot_bytes == 2 * 3 * 4 * 4
+    store.update(0, *torch.ones(2, 3, 5, 4))
+    store.commit()

@@ -134,6 +134,33 @@ class FrameCache:
             raise CacheStateError("update without an open frame: call open(span) first")
         return self.stores[branch].update(layer, keys, values, rows)
 
+    def extend(
+        self, layer: int, keys: Tensor, values: Tensor, branch: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """As `update`, for the next `n` tokens of the open frame: K and V `[H, n, D]`.
+
+        For models that make a frame token by token: the views end with what was given so far.
+        """
+        if not self._open:
+            raise CacheStateError("extend without an open frame: call open(span) first")
+        return self.stores[branch].extend(layer, keys, values)
+
+    def shorten(self, tokens: int) -> None:
+        """Take back the last tokens that `extend` was given."""
+        for store in self.stores:
+            store.shorten(tokens)
+
+    def select_heads(self, heads: Tensor) -> None:
+        """Hold these heads (int64 `[n]`, of any number, some perhaps twice), in this order.
+
+        Where a batch lies in the heads, these are its rows.
+        """
+        for store in self.stores:
+            store.select_heads(heads)
+        for anchors in self._anchors:
+            anchors.select_heads(heads)
+        self.token_bytes = self.stores[0].slot_bytes * len(self.stores)
+
     def rollback(self) -> None:
         """Forget the draft; the frame stays open for the next forward."""
         for store in self.stores:
@@ -245,6 +272,31 @@ class FrameCache:
         return [store.capacity for store in self.stores]
 
     # --- what anyone may ask ----------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self.stores[0].dtype
+
+    @property
+    def is_open(self) -> bool:
+        """Is a frame open?"""
+        return bool(self._open)
+
+    @property
+    def is_complete(self) -> bool:
+        """Is a frame open that every layer and branch has written whole?"""
+        return self.is_open and all(store.complete for store in self.stores)
+
+    @property
+    def opened(self) -> int:
+        """Tokens of what is open, conditional branch."""
+        return self.stores[0].draft
+
+    @property
+    def begun(self) -> int:
+        """Of these, tokens that every layer was given by `extend`."""
+        return min(store.begun for store in self.stores)
 
     @property
     def logical_length(self) -> int:

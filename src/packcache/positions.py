@@ -148,6 +148,10 @@ class AnchorKeys:
                 self._with_new(old, k[:, known:]) for old, k in zip(self._layers, keys, strict=True)
             ]
 
+    def select_heads(self, heads: Tensor) -> None:
+        """Keep these heads, in this order."""
+        self._layers = [layer.index_select(0, heads.to(layer.device)) for layer in self._layers]
+
     def forget(self, count: int) -> None:
         """Keep the first `count` anchors only."""
         self._layers = [layer[:, :count] for layer in self._layers]

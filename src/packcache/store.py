@@ -38,7 +38,8 @@ class KVStore:
         self.draft = 0
         self._keys = [self._empty(0) for _ in range(layers)]
         self._values = [self._empty(0) for _ in range(layers)]
-        self._written = [False] * layers
+        self._written = [False] * layers  # whole draft, since it was opened or rolled back
+        self._begun = [0] * layers  # tokens of it, where they come a few at a time
         self._filled = [False] * layers  # whole draft written since it was opened
 
     def _empty(self, capacity: int) -> Tensor:
@@ -86,21 +87,12 @@ class KVStore:
         of a draft that was written whole before; a commit needs a whole one again.
         """
         count = self.draft if rows is None else len(rows)
-        expected = (self.kv_heads, count, self.head_dim)
         if rows is not None and not self._filled[layer]:
             raise CacheStateError(
                 f"layer {layer} was given {count} rows of a draft of {self.draft} tokens that was "
                 "never written whole: give all rows first"
             )
-        if tuple(keys.shape) != expected or tuple(values.shape) != expected:
-            raise CacheStateError(
-                f"keys {tuple(keys.shape)} and values {tuple(values.shape)}, "
-                f"expected {expected} (heads, opened tokens, head size)"
-            )
-        if keys.dtype != self.dtype or values.dtype != self.dtype:
-            raise CacheStateError(
-                f"keys are {keys.dtype}, expected {self.dtype} as the cache holds"
-            )
+        self._check(keys, values, count)
         end = self.length + self.draft
         for tensor, new in ((self._keys[layer], keys), (self._values[layer], values)):
             draft = tensor[:, self.length : end]
@@ -112,9 +104,53 @@ class KVStore:
         self._filled[layer] = True
         return self._keys[layer][:, :end], self._values[layer][:, :end]
 
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a layer's next draft tokens `[H, n, D]`; returns views of all K and V so far."""
+        start = self.length + self._begun[layer]
+        end = start + keys.shape[1]
+        if end > self.length + self.draft:
+            raise CacheStateError(
+                f"layer {layer} was given {keys.shape[1]} tokens after {self._begun[layer]} of a "
+                f"draft of {self.draft}: open what comes next first"
+            )
+        self._check(keys, values, keys.shape[1])
+        self._keys[layer][:, start:end] = keys
+        self._values[layer][:, start:end] = values
+        self._begun[layer] = end - self.length
+        self._written[layer] = self._filled[layer] = self._begun[layer] == self.draft
+        return self._keys[layer][:, :end], self._values[layer][:, :end]
+
+    def shorten(self, tokens: int) -> None:
+        """Take back the last `tokens` of the draft that were written, in every layer."""
+        if tokens > self.begun:
+            raise CacheStateError(
+                f"{tokens} tokens are to be taken back, expected at most {self.begun}: what was "
+                "committed stays"
+            )
+        self._begun = [count - tokens for count in self._begun]
+        self._written, self._filled = [False] * self.layers, [False] * self.layers
+
+    @property
+    def begun(self) -> int:
+        """Tokens of the draft that every layer was given by `extend`."""
+        return min(self._begun)
+
+    def _check(self, keys: Tensor, values: Tensor, count: int) -> None:
+        expected = (self.kv_heads, count, self.head_dim)
+        if tuple(keys.shape) != expected or tuple(values.shape) != expected:
+            raise CacheStateError(
+                f"keys {tuple(keys.shape)} and values {tuple(values.shape)}, "
+                f"expected {expected} (heads, opened tokens, head size)"
+            )
+        if keys.dtype != self.dtype or values.dtype != self.dtype:
+            raise CacheStateError(
+                f"keys are {keys.dtype}, expected {self.dtype} as the cache holds"
+            )
+
     def rollback(self) -> None:
         """Forget the draft: it must be written again before a commit."""
         self._written = [False] * self.layers
+        self._begun = [0] * self.layers
 
     @property
     def complete(self) -> bool:
@@ -140,6 +176,15 @@ class KVStore:
         for tensor in (*self._keys, *self._values):
             tensor[:, moved:count] = tensor.index_select(1, tail)
         self.length = count
+
+    def select_heads(self, heads: Tensor) -> None:
+        """Hold these heads (int64 `[n]`), in this order, some perhaps twice."""
+        with torch.inference_mode(False):
+            self._keys, self._values = (
+                [tensor.index_select(0, heads.to(tensor.device)) for tensor in tensors]
+                for tensors in (self._keys, self._values)
+            )
+        self.kv_heads = len(heads)
 
     def keys(self, layer: int) -> Tensor:
         """Committed keys `[H, S, D]`, a view."""

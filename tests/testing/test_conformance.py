@@ -360,3 +360,20 @@ def test_a_footprint_counts_what_hangs_on_an_object_once():
     assert footprint([held, held[:10]]) - footprint([held]) < 100
     assert footprint({"log": ["x" * 500]}) > 500
     assert footprint([torch.nn.Linear(100, 100)]) - footprint([]) < 100
+
+
+def test_a_host_that_cannot_tell_is_no_proof():
+    """One whose outputs do not depend on what it has seen passes nothing of what is compared."""
+
+    class Blind(BareSubject):
+        def whole(self, pieces: Any, bias: Tensor, branch: int = 0) -> Tensor:
+            return torch.cat([self.embed(inputs, branch) for inputs in pieces])
+
+    class Echo(ListRun):
+        def forward(self, inputs: Any, branch: int = 0) -> Tensor:
+            super().forward(inputs, branch)
+            return self.subject.embed(inputs, branch)
+
+    report = check(Blind("blind", Echo))
+    assert report.failed == ["unlimited", "bounded", "positions"]
+    assert "this host cannot tell: without any history" in "\n".join(report.lines())

@@ -220,14 +220,27 @@ class Trial:
             held.append(identify(_first_values(run), names))
 
         self.play(policy, pieces, look)
-        reference = self.subject.whole(
-            [self.clean(p) for p in range(pieces)], self.bias(held[:-1]), 0
-        )
+        inputs = [self.clean(piece) for piece in range(pieces)]
+        nothing = [torch.zeros(0, dtype=torch.long)] * pieces
         lengths = [self.tokens(piece) for piece in range(pieces)]
-        parts = list(zip(outputs, reference.split(lengths), strict=True))
-        if any(ours.shape != theirs.shape for ours, theirs in parts):
-            raise Wrong(f"outputs have shape {[tuple(o.shape) for o in outputs]}")
-        return self.near(parts[-last:])
+        reference, blind = (
+            self.subject.whole(inputs, self.bias(known), 0).split(lengths)[-last:]
+            for known in (held[:-1], nothing)
+        )
+        ours = outputs[-last:]
+        if any(own.shape != its.shape for own, its in zip(ours, reference, strict=True)):
+            raise Wrong(f"outputs have shape {[tuple(own.shape) for own in ours]}")
+        told = self.near(list(zip(ours, reference, strict=True)))
+        self.has_power(blind, reference)
+        return told
+
+    def has_power(self, blind: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
+        """Would it be noticed if no history were seen at all?"""
+        try:
+            told = self.near(list(zip(blind, reference, strict=True)))
+        except Wrong:
+            return
+        raise Wrong(f"this host cannot tell: without any history its outputs are {told}")
 
     def near(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> str:
         """The largest difference in standard deviations of the second ones; Wrong if too large."""

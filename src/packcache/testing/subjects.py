@@ -103,6 +103,17 @@ class SelfForcingRun(Run):
         return self.caches
 
 
+def _transformers(name: str) -> Callable[[], Subject]:
+    """A model of transformers, imported when it is asked for."""
+
+    def make() -> Subject:
+        from packcache.adapters import transformers_subject as theirs
+
+        return theirs.TransformersSubject(name, getattr(theirs, f"tiny_{name}")())
+
+    return make
+
+
 def find_subject(name: str) -> Callable[[], Subject]:
     """An adapter of ours by name, or anybody's as `module:Subject`. Raises InvalidSetting."""
     if name in SUBJECTS:
@@ -122,4 +133,6 @@ def find_subject(name: str) -> Callable[[], Subject]:
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "cache": lambda: BareSubject("cache", FrameCacheRun),
     "self-forcing": SelfForcingSubject,
+    "emu3": _transformers("emu3"),
+    "chameleon": _transformers("chameleon"),
 }
