@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from packcache.adapters.shapes import heads_first, heads_last
 from packcache.cache import FrameCache
 from packcache.errors import CacheStateError, InvalidSetting
 from packcache.policies import Policy
@@ -136,9 +137,9 @@ class SelfForcingCache(list["LayerCache"]):
         self._check(start, k, v)
         if (start, start + k.shape[1]) != (self._start, self._end):
             self._turn(layer, start, k)
-        own_k, own_v = (_heads_first(x)[:, self._protected :] for x in (k, v))
+        own_k, own_v = (heads_first(x)[:, self._protected :] for x in (k, v))
         keys, values = self.cache.update(layer, own_k, own_v)
-        return _heads_last(keys, len(k)), _heads_last(values, len(k))
+        return heads_last(keys, len(k)), heads_last(values, len(k))
 
     def _check(self, start: int, k: Tensor, v: Tensor) -> None:
         size, shape = self.layout.tokens, (len(k), *k.shape[2:])
@@ -293,13 +294,3 @@ class Slots:
             f"{self._name}[{index}] is no slice of slots: expected [:, start:end], as in "
             "Self-Forcing's attention"
         )
-
-
-def _heads_first(x: Tensor) -> Tensor:
-    """`[B, n, H, D]` as `[B * H, n, D]`."""
-    return x.transpose(1, 2).flatten(0, 1)
-
-
-def _heads_last(x: Tensor, batch: int) -> Tensor:
-    """`[B * H, S, D]` as `[B, S, H, D]`."""
-    return x.unflatten(0, (batch, -1)).transpose(1, 2)

@@ -72,7 +72,7 @@ class Subject(abc.ABC):
     text: tuple[int, ...] = (0,)
     chunk: int = 1
     bounded: bool = True
-    tolerance: float = 1e-4
+    tolerance: float = 1e-5
 
     @abc.abstractmethod
     def inputs(self, piece: int, seed: int) -> Any:

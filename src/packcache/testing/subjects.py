@@ -114,6 +114,17 @@ def _transformers(name: str) -> Callable[[], Subject]:
     return make
 
 
+def _diffusers(name: str) -> Callable[[], Subject]:
+    """A model of diffusers, imported when it is asked for."""
+
+    def make() -> Subject:
+        from packcache.adapters import diffusers_subject as theirs
+
+        return theirs.DiffusersSubject(name, getattr(theirs, f"tiny_{name}")())
+
+    return make
+
+
 def find_subject(name: str) -> Callable[[], Subject]:
     """An adapter of ours by name, or anybody's as `module:Subject`. Raises InvalidSetting."""
     if name in SUBJECTS:
@@ -135,4 +146,6 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "self-forcing": SelfForcingSubject,
     "emu3": _transformers("emu3"),
     "chameleon": _transformers("chameleon"),
+    "wan": _diffusers("wan"),
+    "skyreels": _diffusers("skyreels"),
 }
