@@ -32,6 +32,17 @@ def test_all_of_them_as_json():
     assert {row["state"] for row in told["results"]} <= {"holds", "not asked"}
 
 
+def test_without_a_library_its_extra_is_named_and_the_others_are_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers.models.attention_dispatch", None)
+    monkeypatch.delitem(sys.modules, "packcache.adapters.diffusers", raising=False)
+    alone = run("check wan")
+    assert "needs diffusers: pip install 'packcache[diffusers]'" in str(alone.exception)
+    every = run("check --all")
+    assert every.exit_code == 0
+    assert "wan: not asked: packcache.adapters.diffusers needs diffusers" in every.stderr
+    assert "emu3: 11 checks hold" in every.stdout and "skyreels: 11" not in every.stdout
+
+
 def test_a_subject_of_somebody_else_and_one_that_fails(tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text(
         "from packcache.testing.bare import BareSubject, FrameCacheRun\n"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from packcache.console import print_json, progress
+from packcache.console import err, print_json, progress
 from packcache.errors import InvalidSetting
 
 __all__ = ["check"]
@@ -36,7 +36,14 @@ def check(
         for done, one in enumerate(names):
             if advance:
                 advance(done, len(names))
-            reports.append(conformance.check(find_subject(one)()))
+            try:
+                subject = find_subject(one)()
+            except InvalidSetting as missing:  # its library is not installed
+                if not every:
+                    raise
+                err.print(f"{one}: not asked: {missing}", markup=False, highlight=False)
+                continue
+            reports.append(conformance.check(subject))
     if as_json:
         print_json(conformance.to_json(reports))
     else:

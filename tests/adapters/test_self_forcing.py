@@ -252,6 +252,16 @@ def test_a_wrong_chunk_is_one_line_and_leaves_the_cache_as_it_was(
     play(model, cache, [chunk(4)], start=4 * CHUNK * SIZE)  # and it goes on
 
 
+def test_values_may_be_written_before_keys(model):
+    cache, straight = (made(model, PackCache(budget=2, window=4)) for _ in range(2))
+    keys, values = torch.randn(2, 1, 18, 2, 24)
+    for layer in range(2):
+        cache[layer]["v"][:, 0:18], cache[layer]["k"][:, 0:18] = values, keys
+        straight[layer]["k"][:, 0:18], straight[layer]["v"][:, 0:18] = keys, values
+        for name in ("k", "v"):
+            assert torch.equal(cache[layer][name][:, 0:18], straight[layer][name][:, 0:18])
+
+
 def test_a_chunk_that_not_all_layers_wrote_cannot_be_committed(model):
     cache = made(model, FullCache())
     play(model, cache, [chunk(0)])

@@ -221,16 +221,16 @@ class LayerCache(dict[str, Any]):
         super().__setitem__(name, value)
 
     def put(self, name: str, start: int, tensor: Tensor) -> None:
-        """Take `k` or `v` of a chunk; with both, the cache is asked."""
-        if name == "k":
-            self._new, self._seen = {}, {}
+        """Take `k` or `v` of a chunk, in any order; with both, the cache is asked."""
+        self._seen = {}
         self._new[name] = tensor
         if len(self._new) < 2:
             return
-        if start == 0 and int(self["global_end_index"]) == 0:
-            self._begin()
-        keys, values = self.owner.write(self.layer, start, self._new["k"], self._new["v"])
-        self._new, self._seen = {}, {"k": keys, "v": values}
+        new, self._new = self._new, {}
+        if self.layer == 0 and start == 0 and int(self["global_end_index"]) == 0:
+            self.owner.reset()
+        keys, values = self.owner.write(self.layer, start, new["k"], new["v"])
+        self._seen = {"k": keys, "v": values}
 
     def look(self, name: str) -> Tensor:
         """All there is to attend to, `[B, S, H, D]`."""
@@ -243,12 +243,6 @@ class LayerCache(dict[str, Any]):
         self._new, self._seen = {}, {}
         for name in _COUNTERS:
             self[name] = 0 if isinstance(self[name], int) else torch.zeros_like(self[name])
-
-    def _begin(self) -> None:
-        if self.layer == 0:
-            new, self._new = self._new, {}
-            self.owner.reset()
-            self._new = new
 
 
 class Slots:

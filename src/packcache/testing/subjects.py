@@ -103,24 +103,17 @@ class SelfForcingRun(Run):
         return self.caches
 
 
-def _transformers(name: str) -> Callable[[], Subject]:
-    """A model of transformers, imported when it is asked for."""
+def _in_library(library: str, name: str) -> Callable[[], Subject]:
+    """A tiny model of transformers or diffusers, imported when it is asked for.
+
+    Raises InvalidSetting with the extra's name where the library is not installed.
+    """
 
     def make() -> Subject:
-        from packcache.adapters import transformers_subject as theirs
-
-        return theirs.TransformersSubject(name, getattr(theirs, f"tiny_{name}")())
-
-    return make
-
-
-def _diffusers(name: str) -> Callable[[], Subject]:
-    """A model of diffusers, imported when it is asked for."""
-
-    def make() -> Subject:
-        from packcache.adapters import diffusers_subject as theirs
-
-        return theirs.DiffusersSubject(name, getattr(theirs, f"tiny_{name}")())
+        importlib.import_module(f"packcache.adapters.{library}")  # says what is missing
+        theirs = importlib.import_module(f"packcache.adapters.{library}_subject")
+        kind = getattr(theirs, f"{library.capitalize()}Subject")
+        return kind(name, getattr(theirs, f"tiny_{name}")())
 
     return make
 
@@ -144,8 +137,8 @@ def find_subject(name: str) -> Callable[[], Subject]:
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "cache": lambda: BareSubject("cache", FrameCacheRun),
     "self-forcing": SelfForcingSubject,
-    "emu3": _transformers("emu3"),
-    "chameleon": _transformers("chameleon"),
-    "wan": _diffusers("wan"),
-    "skyreels": _diffusers("skyreels"),
+    "emu3": _in_library("transformers", "emu3"),
+    "chameleon": _in_library("transformers", "chameleon"),
+    "wan": _in_library("diffusers", "wan"),
+    "skyreels": _in_library("diffusers", "skyreels"),
 }
