@@ -213,3 +213,20 @@ def test_self_forcings_own_code_was_equal_to_the_bit():
     stored = json.loads((ROOT / "benchmarks/results/self_forcing_upstream.json").read_text())
     assert [row["equal"] for row in stored["results"]] == [True] * 4
     assert stored["table_difference"] == 0
+
+
+def test_what_adapters_gain_is_measured_at_any_size(tmp_path):
+    """The script for a quiet machine, at a small size: its rows hold as many tokens as it says."""
+    script, out = ROOT / "benchmarks" / "adapters.py", tmp_path / "adapters.json"
+    command = [sys.executable, str(script), "--size", "64", "64", "--repeats", "1", "--out", out]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(out.read_text())
+    full, sinks, packed = found["wan"]["rows"]
+    assert full["history_tokens"] == 18 * found["wan"]["tokens_per_frame"]
+    assert sinks["history_tokens"] == packed["history_tokens"] == full["history_tokens"] // 3
+    assert packed["kv_gib"] == pytest.approx(full["kv_gib"] / 3)
+    # 30 layers, keys and values of 1536 channels in bfloat16
+    bytes_ = full["history_tokens"] * 30 * 2 * 1536 * 2
+    assert full["kv_gib"] == pytest.approx(bytes_ / GIB)
+    assert {row["history"] for row in found["staged"]} == {2048, 8192}
