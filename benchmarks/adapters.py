@@ -70,13 +70,10 @@ def timed(turns: dict[str, Turn], repeats: int) -> dict[str, list[float]]:
 
 
 def over(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """A ratio of medians and the 95 % interval of the paired logarithms' mean."""
+    """The geometric mean of paired ratios, and its 95 % interval."""
     logs = bootstrap(np.log(np.array(ours) / np.array(theirs)))
-    return {
-        "ratio": float(np.median(ours) / np.median(theirs)),
-        "low": float(np.exp(logs.low)),
-        "high": float(np.exp(logs.high)),
-    }
+    bounds = zip(("ratio", "low", "high"), (logs.mean, logs.low, logs.high), strict=True)
+    return {name: float(np.exp(bound)) for name, bound in bounds}
 
 
 def fill(cache: FrameCache, frames: int) -> None:
