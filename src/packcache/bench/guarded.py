@@ -74,7 +74,8 @@ def guard_section(guards: Found) -> str:
         "made freely, objects recalled when a curtain rises, and, step by step along the exact "
         "run, the divergence of the codes' distribution. A speed counts only if digits fall by at "
         f"most {limits['digit']:g} points and recall by at most {limits['recall']:g}, by the upper "
-        "bound of the 95 % interval (*embedded model*). Presets are shares of the schedule, told "
+        "bound of the 95 % interval (*embedded model*); where little is recalled to begin with, "
+        "little can be lost. Presets are shares of the schedule, told "
         f"for {PRESET_STEPS} steps and scaled to the model's own.\n",
     ]
     for name, guard in guards:
