@@ -674,6 +674,7 @@ def test_what_was_evicted_does_not_come_back():
     assert cache.timeline.evicted_tokens == cache.logical_length - cache.physical_length
 
 
+@pytest.mark.filterwarnings("ignore::packcache.cache.TrainedRangeWarning")
 def test_sinks_that_are_forgotten_are_turned_no_more():
     (cache, straight), commit = rewound(SinkWindow(sinks=2, frames=1), 1)
     for frame in range(1, 9):
