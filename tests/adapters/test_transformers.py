@@ -200,8 +200,8 @@ def test_a_frame_never_closed_is_written_over(model):
     cache.commit()
     forward(model, text(SIZE), past_key_values=cache)
     assert cache.get_seq_length() == TEXT
+    cache.commit()
     with pytest.raises(CacheStateError, match="commit without a forward"):
-        cache.commit()
         cache.commit()
     assert cache.get_seq_length() == TEXT + SIZE
 

@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from packcache.adapters.shapes import heads_first, heads_last
+from packcache.adapters.shapes import check_same, frame_spans, heads_first, heads_last
 from packcache.cache import FrameCache
 from packcache.errors import CacheStateError, InvalidSetting
 from packcache.policies import Policy
 from packcache.positions import PositionMode, Rotation
-from packcache.timeline import FrameLayout, Role, Span
+from packcache.timeline import FrameLayout, Role
 
 try:
     from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -187,18 +187,13 @@ class Installed:
         if cache is None:
             cache = self.caches[branch] = self._make(k)
             self._sizes[branch] = sizes
-        elif (sizes, k.dtype) != (self._sizes[branch], cache.dtype):
-            raise CacheStateError(
-                f"batch, heads and head size are {sizes} in {k.dtype}, and were "
-                f"{self._sizes[branch]} in {cache.dtype}: reset() before another clip"
-            )
+        else:
+            check_same(sizes, k.dtype, self._sizes[branch], cache.dtype)
         if cache.is_open:
             cache.close()
         first = cache.timeline.num_frames
-        numbers = range(first, first + self._frames)
-        roles = [Role.IMAGE if n < self.image_frames else Role.HISTORY for n in numbers]
-        pairs = zip(roles, numbers, strict=True)
-        cache.open(*(Span.of_frame(role, number, self._layout) for role, number in pairs))
+        numbers, roles = range(first, first + self._frames), [Role.IMAGE] * self.image_frames
+        cache.open(*frame_spans(numbers, self._layout, roles))
 
     def _make(self, k: Tensor) -> FrameCache:
         assert self._layout is not None

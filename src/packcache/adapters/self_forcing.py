@@ -20,12 +20,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from packcache.adapters.shapes import heads_first, heads_last
+from packcache.adapters.shapes import check_same, frame_spans, heads_first, heads_last
 from packcache.cache import FrameCache
 from packcache.errors import CacheStateError, InvalidSetting
 from packcache.policies import Policy
 from packcache.positions import PositionMode, Rotation
-from packcache.timeline import FrameLayout, Role, Span
+from packcache.timeline import FrameLayout, Role
 
 __all__ = ["LayerCache", "SelfForcingCache", "longer_table", "wan_rotation"]
 
@@ -150,14 +150,8 @@ class SelfForcingCache(list["LayerCache"]):
                 f"{k.shape[1]} tokens at token {start} of the video are no whole latent frames of "
                 f"{size} tokens: give the grid of the model's tokens"
             )
-        if self._cache is None:
-            return
-        held = self.cache.stores[0].dtype
-        if shape != self.sizes or k.dtype != held:
-            raise CacheStateError(
-                f"batch, heads and head size are {shape} in {k.dtype}, and were {self.sizes} in "
-                f"{held}: reset() before another clip"
-            )
+        if self._cache is not None:
+            check_same(shape, k.dtype, self.sizes, self.cache.dtype)
 
     def _turn(self, layer: int, start: int, k: Tensor) -> None:
         """Another chunk than the open one begins."""
@@ -198,9 +192,8 @@ class SelfForcingCache(list["LayerCache"]):
                 "they are: encode later ones anew, or reset() first"
             )
         self.cache.rewind(stay)
-        roles = [Role.IMAGE if f < self.image_frames else Role.HISTORY for f in range(stay, last)]
-        spans = zip(roles, range(stay, last), strict=True)
-        self.cache.open(*(Span.of_frame(role, frame, self.layout) for role, frame in spans))
+        roles = [Role.IMAGE] * self.image_frames
+        self.cache.open(*frame_spans(range(stay, last), self.layout, roles))
         self._start, self._end, self._protected = start, end, (stay - first) * size
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from packcache.adapters.shapes import check_same, frame_spans
 from packcache.cache import FrameCache
 from packcache.errors import CacheStateError, InvalidSetting
 from packcache.policies import Policy
@@ -223,10 +224,7 @@ class PackedCache(Cache):
         return self._frames(first, max(1, tokens // size))
 
     def _frames(self, first: int, count: int) -> list[Span]:
-        numbers = range(first, first + count)
-        roles = [self.roles[n] if n < len(self.roles) else Role.HISTORY for n in numbers]
-        pairs = zip(roles, numbers, strict=True)
-        return [Span.of_frame(role, number, self.layout) for role, number in pairs]
+        return frame_spans(range(first, first + count), self.layout, self.roles)
 
     def _make(self, k: Tensor, text: int) -> FrameCache:
         batch, heads, _, size = k.shape
@@ -238,11 +236,8 @@ class PackedCache(Cache):
 
     def _check(self, k: Tensor) -> None:
         sizes = k.shape[0], k.shape[1], k.shape[3]
-        if self._held is not None and (sizes, k.dtype) != (self._sizes, self._held.dtype):
-            raise CacheStateError(
-                f"batch, heads and head size are {sizes} in {k.dtype}, and were {self._sizes} in "
-                f"{self._held.dtype}: reset() before another clip"
-            )
+        if self._held is not None:
+            check_same(sizes, k.dtype, self._sizes, self._held.dtype)
 
     # --- the rest of the protocol -------------------------------------------------------------
 

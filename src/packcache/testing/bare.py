@@ -1,6 +1,8 @@
 """Caches that come without a model, on the kit's own host: ours, and how to ask about another.
 
-check(BareSubject("mine", MyRun))
+    check(BareSubject("mine", MyRun))
+
+`BareRun` asks a cache for K and V of a layer and nothing else.
 """
 
 from __future__ import annotations
@@ -33,11 +35,6 @@ class BareSubject(Subject):
         for key, value in changes.items():
             setattr(self, key, value)
         self.host = Host()
-
-    def frames(self, piece: int) -> range:
-        """Latent frames of a piece."""
-        number = piece - (max(self.text) > 0)
-        return range(0) if number < 0 else range(number * self.chunk, (number + 1) * self.chunk)
 
     def positions(self, piece: int, branch: int) -> Tensor:
         # frames lie where the longer branch has them, so that both share their keys' rotation

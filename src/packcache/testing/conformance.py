@@ -139,16 +139,8 @@ class Trial:
     """Clips of a subject: what goes in, what comes out, what is held."""
 
     def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+        self.subject, self.frames = subject, subject.frames
         self.has_text = max(subject.text) > 0
-
-    def frames(self, piece: int) -> range:
-        """Latent frames of a piece; none in the text."""
-        number = piece - self.has_text
-        if number < 0:
-            return range(0)
-        chunk = self.subject.chunk
-        return range(number * chunk, (number + 1) * chunk)
 
     def tokens(self, piece: int, branch: int = 0) -> int:
         frames = self.frames(piece)

@@ -1,6 +1,8 @@
 """How much memory hangs on an object: everything that only it and its like refer to.
 
-footprint(cache)          # bytes
+    footprint(cache)          # bytes
+
+A tensor counts with its whole storage, however small the view.
 """
 
 from __future__ import annotations

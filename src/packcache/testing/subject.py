@@ -90,6 +90,11 @@ class Subject(abc.ABC):
         not.
         """
 
+    def frames(self, piece: int) -> range:
+        """Latent frames of a piece; none in the text."""
+        number = piece - (max(self.text) > 0)
+        return range(0) if number < 0 else range(number * self.chunk, (number + 1) * self.chunk)
+
     def inside(self, tokens: int, is_text: bool) -> Tensor:
         """Who sees whom in a piece, bool `[n, n]`: the text causally, frames all of theirs."""
         own = torch.ones(tokens, tokens, dtype=torch.bool)

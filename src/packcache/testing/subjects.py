@@ -1,6 +1,8 @@
 """The adapters that come with the package, as subjects of the conformance kit.
 
-for name, make in SUBJECTS.items(): check(make())
+    for name, make in SUBJECTS.items(): check(make())
+
+Those in other libraries live beside their adapters and are imported when they are asked for.
 """
 
 from __future__ import annotations
