@@ -315,3 +315,8 @@ def test_no_results_and_wrong_ones_are_one_line(tmp_path):
 @pytest.mark.skipif(not list(RESULTS.glob(PATTERN)), reason="nothing was measured yet")
 def test_the_committed_page_is_the_one_the_command_makes():
     assert (ROOT / "docs" / "performance.md").read_text() == render(RESULTS)
+
+
+def test_a_target_of_any_task_says_which_one_was_measured():
+    told = {target.told({"workload": {"task": "t2v"}}) for target in TARGETS}
+    assert {"3b, 24 frames, t2v", "3b, image-to-video, 48 frames"} <= told

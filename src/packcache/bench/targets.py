@@ -67,6 +67,10 @@ class Target:
         asked |= LARGE if self.model == "3b" else {}
         return all(work[name] == value for name, value in asked.items())
 
+    def told(self, result: Mapping[str, Any]) -> str:
+        """Where, with the task of a result that the target leaves open."""
+        return self.where if self.task else f"{self.where}, {result['workload']['task']}"
+
     def rows(self, result: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """The row that is judged and the one it is held against, if both were measured often
         enough."""
@@ -157,7 +161,7 @@ def _target_row(
         near = "met" if abs(off) <= PREDICTED_WITHIN else "missed"
         verdict += f"; {off:+.0%} of predicted, {PREDICTED_WITHIN:.0%} allowed: {near}"
     return [
-        target.where + counts, target.against,
+        target.told(result) + counts, target.against,
         place(result) + apart(row, other),
         measured(found, "last"), f">= {target.last:g}x", verdict,
         measured(found, "total"), f">= {target.total:g}x",
