@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packcache.bench import compose as module
-from packcache.bench.compose import check, compose, frame_uses, measure, needed
+from packcache.bench.compose import (
+    check,
+    compose,
+    frame_uses,
+    measure,
+    needed,
+    stock_frames,
+)
 from packcache.bench.pieces import Piece, Pieces, Probe
 from packcache.bench.predict import held_tokens
 from packcache.bench.probes import Probes, groups_at_once, shallow_model
@@ -209,6 +216,32 @@ def test_seconds_by_hand():
     cache, deeper = (seconds_of(Piece(kind, 4, 0, "full")) for kind in ("cache", "deeper"))
     assert last.bookkeeping == pytest.approx(cache + 6 * deeper)
     assert made.prefill == pytest.approx(7 * seconds_of(Piece("prefill", 11)))
+
+
+def test_upstreams_way_by_hand():
+    """Three latent frames are timed, the others lie between; a layer is what one adds to none."""
+    asked = workload(baselines=("stock",))
+    assert stock_frames(asked) == [1, 2, 4]
+    assert stock_frames(workload(frames=5)) == [1]
+    made = compose(asked, made_up(asked), "stock", EXACT, layers=7)
+
+    def cost(frame: int, label: str) -> float:
+        whole, ends = (seconds_of(Piece(kind, frame, 0, label)) for kind in ("stock", "stock ends"))
+        return ends + 7 * (whole - ends)
+
+    for frame in (1, 2, 4):
+        assert made.frames[frame].steps == pytest.approx(4 * cost(frame, "step"))
+        assert made.frames[frame].forward == pytest.approx(cost(frame, "commit"))
+    assert made.frames[3].steps == pytest.approx(2 * (cost(2, "step") + cost(4, "step")))
+    assert made.frames[0].total == 0 and made.prefill == 0  # flatters it, and is said
+    assert made.total.value == pytest.approx(sum(frame.total for frame in made.frames))
+    assert not made.frames[4].shares
+
+
+def test_upstreams_way_that_does_not_fit():
+    asked = workload(baselines=("stock",))
+    made = compose(asked, made_up(asked, stock="out of memory"), "stock", EXACT)
+    assert made.reason == "stock, rows 1, step: out of memory"
 
 
 def test_depth_is_a_straight_line():

@@ -316,13 +316,17 @@ def test_sampled_steps_count_the_commit_once_in_shares():
 
 
 def test_composed_rows_are_labelled_and_have_every_frame():
-    want = asked(layers=1, repeats=2, baselines=("stock",), measured_frames=(1, 2, 3, 4))
+    baselines = "torch-full", "stock"
+    want = asked(layers=1, repeats=2, baselines=baselines, measured_frames=(1, 2, 3, 4))
     report = bench(want, check=(1,))
     data = report.to_json()
     assert report.complete and data["workload"]["layers"] == 1
-    *rows, stock = data["results"]
-    assert stock["reason"] == "a baseline is not composed: run it without --layers"
-    for row in rows:
+    *rows, plain, stock = data["results"]
+    assert plain["reason"] == "torch-full is not composed: run it without --layers"
+    assert stock["shares"] is None and stock["kernel_shares"] is None
+    assert all("stock" in row["over"] for row in rows)
+    assert sum("stock, composed: three" in line for line in notes(data)) == 1
+    for row in [*rows, stock]:
         assert row["composed"] and row["total_s"] > row["last_s"] > 0 and row["kv_bytes"] > 0
         assert len(row["frame_s"]) == 4 and row["sampled_frames"] is None
         assert row["peak_how"] == "planned" and row["peak_bytes"] == row["predicted"]["live_bytes"]
@@ -346,12 +350,12 @@ def interrupted(want, after):
 
 def test_ctrl_c_keeps_the_rounds_of_a_composed_run():
     """Two of nine rounds and a half, after the warm-up: rows are composed from two."""
-    want = asked(layers=1, repeats=9, baselines=("stock",), measured_frames=(1, 2, 3, 4))
+    want = asked(layers=1, repeats=9, baselines=("torch-full",), measured_frames=(1, 2, 3, 4))
     report, kept = interrupted(want, lambda probes: 3 * probes + probes // 2)
     data = report.to_json()
     assert not report.complete and not data["complete"]
-    *rows, stock = data["results"]
-    assert len(rows) == 4 and stock["reason"].startswith("a baseline is not composed")
+    *rows, plain = data["results"]
+    assert len(rows) == 4 and plain["reason"].startswith("torch-full is not composed")
     for row in rows:
         assert row["complete"] and row["repeats"] == 2 and row["total_s"] > row["last_s"] > 0
     assert [one["results"][0]["repeats"] for one in kept] == [1, 2, 2]

@@ -12,7 +12,8 @@ import torch
 from packcache.bench.baselines import TorchFull
 from packcache.bench.candidates import make_model
 from packcache.bench.parts import Workload
-from packcache.bench.stock import GrowingCache, Stock
+from packcache.bench.probes import cut
+from packcache.bench.stock import GrowingCache, LateStock, Stock
 from packcache.errors import GenerationError
 from packcache.lumos.config import SIZES, LumosConfig
 from packcache.lumos.schedule import Sampling, philox_draws
@@ -235,6 +236,39 @@ def test_named_steps_of_the_first_frame_are_steps_like_others(tiny):
     rows = [queries[2] for queries, _ in calls.shapes][::layers]
     before = [n + tokens for n in seen_lengths(work)]
     assert rows == [*before, *[tokens] * 6]
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_a_late_one_does_what_one_that_came_there_does(tiny, task):
+    """Given the same ids, keys and values it makes the same tokens, with a mask of its own rows."""
+    work = clip(tiny.config, task, GREEDY)
+    stock = Stock(tiny, work)
+    stock.prefill()
+    for _ in range(work.given):
+        stock.advance()
+    stock.generate()
+    late = LateStock(tiny, work, work.given + 1)
+    shapes = [[k.shape for k, _ in cache.layers] for cache in late.caches]
+    assert shapes == [[k.shape for k, _ in cache.layers] for cache in stock.caches]
+    assert len(late.ids) == len(stock.ids) and late.generated == stock.generated
+    late.ids, late.caches = stock.ids, [cache.copy() for cache in stock.caches]
+    assert late.generate().tolist() == stock.generate().tolist()
+    for ours, theirs in zip(late.caches, stock.caches, strict=True):
+        for own, other in zip(ours.layers, theirs.layers, strict=True):
+            assert all(map(torch.equal, own, other))
+
+
+def test_a_late_one_without_layers_still_has_ends(tiny, monkeypatch):
+    work = clip(tiny.config, "t2v", SMALL)
+    bare = LateStock(cut(tiny, 1), work, 1)
+    monkeypatch.setattr(bare.model.model, "layers", torch.nn.ModuleList())
+    bare = LateStock(bare.model, work, 1)
+    before = len(bare.ids), [cache.length for cache in bare.caches]
+    with Counting("scaled_dot_product_attention") as calls:
+        step, commit = bare.seconds()
+    assert not calls.shapes and step > 0 and commit > 0
+    assert before == (len(bare.ids), [cache.length for cache in bare.caches])
+    assert before[1] == [n + work.layout.tokens for n in seen_lengths(work)]
 
 
 def test_shares_say_what_is_done(tiny):

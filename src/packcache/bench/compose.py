@@ -7,6 +7,10 @@ How often each piece occurs in a latent frame is counted from what the engine do
 layers, branches, groups of heads. Straight lines lie between measured numbers of rows; numbers of
 keys are those that occur. The unconditional branch counts with the conditional one's keys, which
 are more by the prompt.
+
+Upstream's way (`stock`) is timed at three latent frames, with one layer and without: a layer is the
+difference, straight lines lie between the frames. Its mask, positions, text and given frames are
+left out, which makes it faster than it is.
 """
 
 from __future__ import annotations
@@ -20,8 +24,15 @@ import torch
 
 from packcache.bench.parts import FrameTime, Workload
 from packcache.bench.pieces import Estimate, Piece, Pieces, Probe, interleave, knots
-from packcache.bench.predict import held_tokens
-from packcache.bench.probes import Probes, cut, decoder, groups_at_once, shallow_model
+from packcache.bench.predict import STOCK, held_tokens
+from packcache.bench.probes import (
+    STOCKS,
+    Probes,
+    cut,
+    decoder,
+    groups_at_once,
+    shallow_model,
+)
 from packcache.errors import InputError, PackCacheError
 from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import undecided
@@ -29,7 +40,7 @@ from packcache.reuse import StepReuse
 
 __all__ = [
     "CHECKED_WITHIN", "Checked", "Composed", "Use", "check", "compose", "frame_uses", "measure",
-    "needed",
+    "needed", "stock_frames",
 ]  # fmt: skip
 
 #: Share of a frame's time by kind of piece; what is not here is bookkeeping.
@@ -135,20 +146,24 @@ def compose(
     *,
     layers: int | None = None,
 ) -> Composed:
-    """The row of a policy by label and what its steps reuse, at the config's depth or another."""
+    """The row of a policy by label and what its steps reuse, at the config's depth or another.
+
+    The label `stock` is upstream's way, which has no prefill of its own and no bookkeeping.
+    """
     depth = workload.config.num_hidden_layers if layers is None else layers
     try:
         clip = list(_clip_uses(workload, label, reuse, depth))
     except PackCacheError as error:
         return Composed(reason=str(error))
-    prefill = Use(piece=Piece("prefill", workload.text_tokens), times=depth, part="prefill")
-    whole = _weights(pieces, [prefill, *(use for frame in clip for use in frame)])
+    text = Piece("prefill", workload.text_tokens)
+    prefill = [] if label == STOCK else [Use(piece=text, times=depth, part="prefill")]
+    whole = _weights(pieces, [*prefill, *(use for frame in clip for use in frame)])
     reason = pieces.reason(whole)
     if reason is not None:
         return Composed(reason=reason)
     return Composed(
         frames=tuple(_frame_time(pieces, frame) for frame in clip),
-        prefill=_seconds(pieces, [prefill]),
+        prefill=_seconds(pieces, prefill),
         total=pieces.estimate(whole),
         last=pieces.estimate(_weights(pieces, clip[-1])),
     )
@@ -172,7 +187,36 @@ def needed(workload: Workload) -> list[Piece]:
             except PackCacheError:
                 continue
     prefill = [Piece("prefill", workload.text_tokens)] if uses else []
-    return [*_thinned(use.piece for use in uses), *prefill]
+    stock = _stock_pieces(workload) if STOCK in workload.baselines else []
+    return [*_thinned(use.piece for use in uses), *prefill, *stock]
+
+
+def stock_frames(workload: Workload) -> list[int]:
+    """The latent frames at which upstream's way is timed: first, middle and last generated."""
+    first, last = workload.given, workload.latents - 1
+    return sorted({first, (first + last) // 2, last})
+
+
+def _stock_pieces(workload: Workload) -> list[Piece]:
+    return [
+        Piece(kind, frame, 0, label)
+        for frame in stock_frames(workload)
+        for kind in STOCKS
+        for label in ("step", "commit")
+    ]
+
+
+def _stock_uses(workload: Workload, layers: int) -> Iterator[list[Use]]:
+    """Each latent frame of a clip upstream's way; nothing of given ones."""
+    whole, ends = STOCKS
+    for frame in range(workload.latents):
+        times = {"step": workload.sampling.steps, "commit": 1} if frame >= workload.given else {}
+        parts = {"step": "steps", "commit": "forward"}
+        yield [
+            Use(piece=Piece(kind, frame, 0, label), times=count * share, part=parts[label])
+            for label, count in times.items()
+            for kind, share in ((whole, layers), (ends, 1 - layers))
+        ]
 
 
 def frame_uses(
@@ -214,6 +258,9 @@ def _clip_uses(
     workload: Workload, label: str, reuse: StepReuse, layers: int
 ) -> Iterator[list[Use]]:
     """Each latent frame of a clip under a policy. Raises InvalidSetting for one that cannot fit."""
+    if label == STOCK:
+        yield from _stock_uses(workload, layers)
+        return
     for frame, held in enumerate(held_tokens(workload, workload.policies[label])):
         given = frame < workload.given
         yield [
@@ -259,7 +306,8 @@ def _frame_time(pieces: Pieces, uses: list[Use]) -> FrameTime:
     )
     shares = {
         name: _seconds(pieces, [use for use in uses if SHARES.get(use.piece.kind) == name])
-        for name in dict.fromkeys(SHARES.values())
+        for name in dict.fromkeys(SHARES.get(use.piece.kind) for use in uses)
+        if name is not None
     }
     return FrameTime(steps=steps, forward=forward, bookkeeping=bookkeeping, shares=shares)
 

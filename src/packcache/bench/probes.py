@@ -14,6 +14,8 @@ group of heads where all of them would take minutes. Kinds of pieces, seconds of
 - `cache`: opening, packing and rebase around latent frame `rows` in a cache of one layer; `deeper`:
   how much longer a cache of two takes, which is what a layer adds. `prefill`: the text through one
   layer.
+- `stock`: upstream's way (`bench.stock`) at latent frame `rows`: a `step`, or a `commit`, by label,
+  of a network of one layer; `stock ends` of one without layers.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from packcache.bench.ceilings import head_groups, now
 from packcache.bench.parts import Workload
 from packcache.bench.pieces import Piece, Probe
 from packcache.bench.predict import course_workload
+from packcache.bench.stock import LateStock
 from packcache.cache import FrameCache, TrainedRangeWarning
 from packcache.errors import InvalidSetting
 from packcache.lumos.attend import CachedAttention, ReusedAttention
@@ -45,10 +48,15 @@ from packcache.policies import FullCache, Policy
 from packcache.reuse import StepReuse, StepWork
 from packcache.timeline import Role, Span
 
-__all__ = ["CACHES", "Probes", "cut", "decoder", "groups_at_once", "shallow_model"]
+__all__ = [
+    "CACHES", "STOCKS", "Probes", "cut", "decoder", "groups_at_once", "shallow_model",
+]  # fmt: skip
 
 #: Pieces of the cache. Two of its layers are needed to tell what a layer adds.
 CACHES = ("cache", "deeper")
+
+#: Pieces of upstream's way: with a layer, and without.
+STOCKS = ("stock", "stock ends")
 
 Run = Callable[[], Sequence[float]]
 
@@ -115,7 +123,8 @@ class Probes:
         self._bare: Decoder | None = None
 
     def of(self, pieces: Iterable[Piece]) -> list[Probe]:
-        """One probe for each piece, but one for all pieces of a policy's cache, and of the ends."""
+        """One probe for each piece, but one for all pieces of a policy's cache, of the ends, and of
+        upstream's way at a latent frame."""
         makers: dict[str, Callable[[Piece], Run]] = {
             "step": self._step,
             "layer": self._layer,
@@ -124,15 +133,16 @@ class Probes:
             "history": self._history,
             "prefill": self._prefill,
         }
-        probes, joined = [], dict[tuple[bool, str], list[Piece]]()
+        probes, joined = [], dict[tuple[str, ...], list[Piece]]()
         for piece in pieces:
             if piece.kind in makers:
                 make = _bind(makers[piece.kind], piece)
                 probes.append(Probe(pieces=(piece,), make=make))
             else:
-                joined.setdefault((piece.kind in CACHES, piece.label), []).append(piece)
-        for (cache, label), together in joined.items():
-            make = _bind(self._cache, together, label) if cache else _bind(self._ends, together)
+                joined.setdefault(_timed_with(piece), []).append(piece)
+        runs = {"cache": self._cache, "ends": self._ends}
+        for key, together in joined.items():
+            make = _bind(runs.get(key[0], self._stock), together)
             probes.append(Probe(pieces=tuple(together), make=make))
         return probes
 
@@ -217,12 +227,25 @@ class Probes:
             self._bare = bare
         return self._bare
 
+    def _stock(self, pieces: Sequence[Piece]) -> Run:
+        """A step and a commit upstream's way, at a latent frame."""
+        model = cut(self.model, 1)
+        if pieces[0].kind == "stock ends":
+            model.model.layers = nn.ModuleList()
+        late = LateStock(model, self.workload, frame=pieces[0].rows)
+
+        def run() -> list[float]:
+            step, commit = late.seconds()
+            return [step if piece.label == "step" else commit for piece in pieces]
+
+        return run
+
     # --- the cache ----------------------------------------------------------------------------
 
-    def _cache(self, pieces: Sequence[Piece], label: str) -> Run:
+    def _cache(self, pieces: Sequence[Piece]) -> Run:
         """A whole clip through a cache of one layer, then through one of two: what is planned once
         is in both. Where noise makes the second faster, a layer adds nothing."""
-        policy = self.workload.policies[label]
+        policy = self.workload.policies[pieces[0].label]
         models = [self.model, cut(self.whole, 2)]
         visible = course_workload(self.workload, layers=1).visible()
 
@@ -325,6 +348,13 @@ class Probes:
             return [(now(device) - start) / share]
 
         return run
+
+
+def _timed_with(piece: Piece) -> tuple[str, ...]:
+    """The same for pieces that one run times."""
+    if piece.kind in STOCKS:
+        return piece.kind, str(piece.rows)
+    return ("cache", piece.label) if piece.kind in CACHES else ("ends",)
 
 
 def _bind(make: Callable[..., Run], *arguments: object) -> Callable[[], Run]:

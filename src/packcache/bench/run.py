@@ -21,7 +21,7 @@ from packcache.bench.candidates import maker
 from packcache.bench.ceilings import measure, now
 from packcache.bench.parts import Candidate, Instrumented, Workload
 from packcache.bench.pieces import Pieces
-from packcache.bench.predict import course_workload
+from packcache.bench.predict import STOCK, course_workload
 from packcache.bench.result import Report
 from packcache.bench.rows import RowResult
 from packcache.errors import GenerationError, InputError, InvalidSetting, is_out_of_memory
@@ -90,8 +90,8 @@ def _compose(
 ) -> None:
     """Rows at full depth from measured pieces, after every round of them."""
     for row in report.new:
-        if row.policy in workload.baselines:
-            row.reason = "a baseline is not composed: run it without --layers"
+        if row.is_baseline and row.policy != STOCK:
+            row.reason = f"{row.policy} is not composed: run it without --layers"
 
     def fill(pieces: Pieces) -> None:
         for row in report.new:
@@ -104,8 +104,9 @@ def _compose(
 
 def _fill(workload: Workload, row: RowResult, pieces: Pieces) -> None:
     """A row from the rounds of pieces there are; memory is as planned."""
-    policy = workload.policies[row.policy]
-    made = compose.compose(workload, pieces, row.policy, workload.presets[row.preset])
+    policy = workload.policies.get(row.policy, FullCache())
+    reuse = workload.presets.get(row.preset, EXACT)
+    made = compose.compose(workload, pieces, row.policy, reuse)
     row.reason = made.reason
     if made.reason is not None:
         row.composed = None

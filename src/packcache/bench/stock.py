@@ -31,7 +31,7 @@ from packcache.lumos.schedule import Draws, FrameDraws
 from packcache.lumos.vocab import Vocab
 from packcache.positions import text_positions
 
-__all__ = ["GrowingCache", "Stock"]
+__all__ = ["GrowingCache", "LateStock", "Stock"]
 
 #: What a blocked pair of tokens gets: upstream writes the smallest int64 into float32.
 _BLOCKED = torch.iinfo(torch.int64).min
@@ -474,6 +474,45 @@ class Stock:
 
     def _uniform(self, like: Tensor) -> Tensor:
         return torch.empty_like(like).uniform_(generator=self.generator)
+
+
+class LateStock(Stock):
+    """`Stock` at a latent frame that nobody made the way to: ids and random keys and values of
+    what would be held, for true widths where the whole would not fit.
+
+    The mask is that of the open frame's tokens, all that a step reads; upstream makes it of all
+    pairs. A model without layers does what is left of a step: mask, embedding, head, sampling.
+    """
+
+    def __init__(self, model: Lumos, workload: Workload, frame: int) -> None:
+        super().__init__(model, workload)
+        self.prefill()
+        before = [self.vocab.frame(self.layout, random_codes(workload, n)[0]) for n in range(frame)]
+        self.ids = torch.cat((self.ids, *(ids.to(self.device) for ids in before)))
+        self.frame, self.generated = frame, frame - workload.given
+        generator = torch.Generator(self.device).manual_seed(workload.seed)
+        for cache, shift in zip(self.caches, self.offsets, strict=True):
+            cache.layers = list(self._drawn(len(self.ids) - shift, generator))
+
+    def _drawn(self, tokens: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer; of none, no channels, so that a length is still held."""
+        layers, config = len(self.model.model.layers), self.model.config
+        width = config.head_dim if layers else 0
+        size = 1, config.num_key_value_heads, tokens, width
+        for _ in range(layers or 1):
+            keys, values = (
+                torch.empty(size, dtype=self.network.dtype, device=self.device) for _ in range(2)
+            )
+            yield keys.normal_(generator=generator), values.normal_(generator=generator)
+
+    def _attention_mask(self, ids: Tensor) -> Tensor:
+        return torch.zeros(1, 1, self.layout.tokens, len(ids), device=self.device)
+
+    def seconds(self) -> tuple[float, float]:
+        """Of one denoising step, which all are like, and of the commit; forgotten again."""
+        with self._forgotten():
+            spent = dict(self.making([0]))
+        return spent["step"], spent["commit"]
 
 
 def _normed(x: Tensor, norm: HeadNorm) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packcache.bench.compose import CHECKED_WITHIN
+from packcache.bench.predict import STOCK
 from packcache.bench.workload import FEW
 from packcache.lumos.units import show_bytes
 from packcache.reuse import StepReuse
@@ -167,6 +168,12 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             f"composed: put together from measured pieces of {_layers(work['layers'])}; the whole, "
             f"{work['num_layers']} layers, was not run; memory is as planned"
         )
+        if any(row["policy"] == STOCK for row in rows):
+            told.append(
+                "stock, composed: three latent frames with one layer and without, straight lines "
+                "between them; its mask, positions, text and given frames are left out, so it is "
+                "slower than it stands here"
+            )
     elif rows:
         told.append(
             "packing and rebase, prefill and given frames were measured once: intervals leave out "
