@@ -325,7 +325,7 @@ def test_composed_rows_are_labelled_and_have_every_frame():
     assert plain["reason"] == "torch-full is not composed: run it without --layers"
     assert stock["shares"] is None and stock["kernel_shares"] is None
     assert all("stock" in row["over"] for row in rows)
-    assert sum("stock, composed: three" in line for line in notes(data)) == 1
+    assert sum("stock, composed: a step" in line for line in notes(data)) == 1
     for row in [*rows, stock]:
         assert row["composed"] and row["total_s"] > row["last_s"] > 0 and row["kv_bytes"] > 0
         assert len(row["frame_s"]) == 4 and row["sampled_frames"] is None

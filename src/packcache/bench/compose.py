@@ -8,9 +8,9 @@ layers, branches, groups of heads. Straight lines lie between measured numbers o
 keys are those that occur. The unconditional branch counts with the conditional one's keys, which
 are more by the prompt.
 
-Upstream's way (`stock`) is timed at three latent frames, with one layer and without: a layer is the
-difference, straight lines lie between the frames. Its mask, positions, text and given frames are
-left out, which makes it faster than it is.
+Upstream's way (`stock`) is one step timed at three latent frames with one layer, and once without:
+a layer is the difference, straight lines lie between the frames. Its masks, positions, text, given
+frames and commits are left out, which makes it faster than it is.
 """
 
 from __future__ import annotations
@@ -198,25 +198,19 @@ def stock_frames(workload: Workload) -> list[int]:
 
 
 def _stock_pieces(workload: Workload) -> list[Piece]:
-    return [
-        Piece(kind, frame, 0, label)
-        for frame in stock_frames(workload)
-        for kind in STOCKS
-        for label in ("step", "commit")
-    ]
+    whole, ends = STOCKS
+    return [Piece(ends, 0), *(Piece(whole, frame) for frame in stock_frames(workload))]
 
 
 def _stock_uses(workload: Workload, layers: int) -> Iterator[list[Use]]:
     """Each latent frame of a clip upstream's way; nothing of given ones."""
     whole, ends = STOCKS
     for frame in range(workload.latents):
-        times = {"step": workload.sampling.steps, "commit": 1} if frame >= workload.given else {}
-        parts = {"step": "steps", "commit": "forward"}
+        steps = workload.sampling.steps if frame >= workload.given else 0
         yield [
-            Use(piece=Piece(kind, frame, 0, label), times=count * share, part=parts[label])
-            for label, count in times.items()
-            for kind, share in ((whole, layers), (ends, 1 - layers))
-        ]
+            Use(piece=Piece(whole, frame), times=steps * layers, part="steps"),
+            Use(piece=Piece(ends, 0), times=steps * (1 - layers), part="steps"),
+        ] * bool(steps)
 
 
 def frame_uses(

@@ -14,8 +14,8 @@ group of heads where all of them would take minutes. Kinds of pieces, seconds of
 - `cache`: opening, packing and rebase around latent frame `rows` in a cache of one layer; `deeper`:
   how much longer a cache of two takes, which is what a layer adds. `prefill`: the text through one
   layer.
-- `stock`: upstream's way (`bench.stock`) at latent frame `rows`: a `step`, or a `commit`, by label,
-  of a network of one layer; `stock ends` of one without layers.
+- `stock`: a step upstream's way (`bench.stock`) at latent frame `rows`, of a network of one layer;
+  `stock ends` of one without layers, at the first generated frame.
 """
 
 from __future__ import annotations
@@ -123,8 +123,7 @@ class Probes:
         self._bare: Decoder | None = None
 
     def of(self, pieces: Iterable[Piece]) -> list[Probe]:
-        """One probe for each piece, but one for all pieces of a policy's cache, of the ends, and of
-        upstream's way at a latent frame."""
+        """One probe for each piece, but one for all pieces of a policy's cache, and of the ends."""
         makers: dict[str, Callable[[Piece], Run]] = {
             "step": self._step,
             "layer": self._layer,
@@ -132,17 +131,18 @@ class Probes:
             "current": self._current,
             "history": self._history,
             "prefill": self._prefill,
+            "stock": self._stock,
+            "stock ends": self._stock,
         }
-        probes, joined = [], dict[tuple[str, ...], list[Piece]]()
+        probes, joined = [], dict[tuple[bool, str], list[Piece]]()
         for piece in pieces:
             if piece.kind in makers:
                 make = _bind(makers[piece.kind], piece)
                 probes.append(Probe(pieces=(piece,), make=make))
             else:
-                joined.setdefault(_timed_with(piece), []).append(piece)
-        runs = {"cache": self._cache, "ends": self._ends}
-        for key, together in joined.items():
-            make = _bind(runs.get(key[0], self._stock), together)
+                joined.setdefault((piece.kind in CACHES, piece.label), []).append(piece)
+        for (cache, label), together in joined.items():
+            make = _bind(self._cache, together, label) if cache else _bind(self._ends, together)
             probes.append(Probe(pieces=tuple(together), make=make))
         return probes
 
@@ -227,25 +227,19 @@ class Probes:
             self._bare = bare
         return self._bare
 
-    def _stock(self, pieces: Sequence[Piece]) -> Run:
-        """A step and a commit upstream's way, at a latent frame."""
+    def _stock(self, piece: Piece) -> Run:
         model = cut(self.model, 1)
-        if pieces[0].kind == "stock ends":
+        if piece.kind == "stock ends":
             model.model.layers = nn.ModuleList()
-        late = LateStock(model, self.workload, frame=pieces[0].rows)
-
-        def run() -> list[float]:
-            step, commit = late.seconds()
-            return [step if piece.label == "step" else commit for piece in pieces]
-
-        return run
+        late = LateStock(model, self.workload, max(piece.rows, self.workload.given))
+        return lambda: [late.step_seconds()]
 
     # --- the cache ----------------------------------------------------------------------------
 
-    def _cache(self, pieces: Sequence[Piece]) -> Run:
+    def _cache(self, pieces: Sequence[Piece], label: str) -> Run:
         """A whole clip through a cache of one layer, then through one of two: what is planned once
         is in both. Where noise makes the second faster, a layer adds nothing."""
-        policy = self.workload.policies[pieces[0].label]
+        policy = self.workload.policies[label]
         models = [self.model, cut(self.whole, 2)]
         visible = course_workload(self.workload, layers=1).visible()
 
@@ -348,13 +342,6 @@ class Probes:
             return [(now(device) - start) / share]
 
         return run
-
-
-def _timed_with(piece: Piece) -> tuple[str, ...]:
-    """The same for pieces that one run times."""
-    if piece.kind in STOCKS:
-        return piece.kind, str(piece.rows)
-    return ("cache", piece.label) if piece.kind in CACHES else ("ends",)
 
 
 def _bind(make: Callable[..., Run], *arguments: object) -> Callable[[], Run]:

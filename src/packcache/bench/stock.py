@@ -508,11 +508,10 @@ class LateStock(Stock):
     def _attention_mask(self, ids: Tensor) -> Tensor:
         return torch.zeros(1, 1, self.layout.tokens, len(ids), device=self.device)
 
-    def seconds(self) -> tuple[float, float]:
-        """Of one denoising step, which all are like, and of the commit; forgotten again."""
+    def step_seconds(self) -> float:
+        """Of one denoising step, which all are like; forgotten again."""
         with self._forgotten():
-            spent = dict(self.making([0]))
-        return spent["step"], spent["commit"]
+            return next(seconds for what, seconds in self.making([0]) if what == "step")
 
 
 def _normed(x: Tensor, norm: HeadNorm) -> Tensor:

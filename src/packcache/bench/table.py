@@ -170,9 +170,9 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         )
         if any(row["policy"] == STOCK for row in rows):
             told.append(
-                "stock, composed: three latent frames with one layer and without, straight lines "
-                "between them; its mask, positions, text and given frames are left out, so it is "
-                "slower than it stands here"
+                "stock, composed: a step at three latent frames with one layer and without, "
+                "straight lines between them; its masks, positions, text, given frames and commits "
+                "are left out, so it is slower than it stands here"
             )
     elif rows:
         told.append(
