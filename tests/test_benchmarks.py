@@ -223,7 +223,8 @@ def test_self_forcings_own_code_was_equal_to_the_bit():
 def test_what_adapters_gain_is_measured_at_any_size(tmp_path):
     """The script for a quiet machine, at a small size: its rows hold as many tokens as it says."""
     script, out = ROOT / "benchmarks" / "adapters.py", tmp_path / "adapters.json"
-    command = [sys.executable, str(script), "--size", "64", "64", "--repeats", "1", "--out", out]
+    command = [sys.executable, str(script), "--size", "64", "64", "--shrink", "64"]
+    command += ["--repeats", "1", "--out", str(out)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     found = json.loads(out.read_text())
@@ -235,3 +236,9 @@ def test_what_adapters_gain_is_measured_at_any_size(tmp_path):
     bytes_ = full["history_tokens"] * 30 * 2 * 1536 * 2
     assert full["kv_gib"] == pytest.approx(bytes_ / GIB)
     assert {row["history"] for row in found["staged"]} == {2048, 8192}
+    theirs = found["self_forcing"]
+    assert [row["history_tokens"] for row in theirs["rows"]] == [18 * 16, 6 * 16, 6 * 16]
+    assert theirs["own_dicts"]["kv_gib"] == pytest.approx(theirs["rows"][0]["kv_gib"] * 21 / 18)
+    token = found["emu3"]
+    assert [row["history_tokens"] for row in token["rows"]] == [20 * 64, 7 * 64, 7 * 64]
+    assert min(row["token_s"] for row in token["rows"]) > 0

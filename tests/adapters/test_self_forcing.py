@@ -13,7 +13,7 @@ from packcache.errors import CacheStateError, InvalidSetting
 from packcache.policies import FullCache, PackCache, SinkWindow, SlidingWindow
 from packcache.testing.causal_wan import CausalWan, dict_cache, rotary_table
 from packcache.testing.conformance import check
-from packcache.testing.subjects import SelfForcingSubject
+from packcache.testing.subjects import SUBJECTS
 from tests.tools import ROOT
 
 GRID, CHUNK = (2, 3), 3
@@ -45,8 +45,9 @@ def play(model: CausalWan, cache, chunks, start: int = 0) -> list[Tensor]:
     return outputs
 
 
-def test_it_passes_the_kit():
-    report = check(SelfForcingSubject())
+@pytest.mark.parametrize("name", ["self-forcing", "longlive"])
+def test_it_passes_the_kit(name):
+    report = check(SUBJECTS[name]())
     assert report.ok, "\n".join(report.lines())
     assert {found.state for found in report.findings} == {"holds"}
 
@@ -58,9 +59,10 @@ def test_nothing_is_built_in():
     assert not re.findall(r"\b(1560|30|12|32760|128|52)\b", code)
 
 
-def test_a_window_of_theirs_is_a_window_of_ours(model):
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_window_of_theirs_is_a_window_of_ours(model, deferred):
     """Their rolling buffer with a sink, and our policy of the same frames: the same video."""
-    theirs = CausalWan(grid=GRID, local_attn_size=3 * CHUNK, sink_size=CHUNK)
+    theirs = CausalWan(grid=GRID, local_attn_size=3 * CHUNK, sink_size=CHUNK, deferred=deferred)
     chunks = [chunk(n) for n in range(7)]
     plain = play(theirs, dict_cache(theirs, 3 * CHUNK * SIZE), chunks)
     # their window counts the open chunk and the sink
@@ -121,6 +123,48 @@ def test_sinks_survive_a_recache_from_the_start(model):
     for before, (k, _) in zip(sinks, cache.cache.stores[0], strict=True):
         assert torch.equal(before, k[:, : 2 * SIZE])
     assert cache.cache.timeline.num_frames == 2 * CHUNK
+
+
+@pytest.mark.parametrize("chunks", [5, 6, 7])
+def test_a_recache_as_longlive_does_it(chunks):
+    """A prompt is switched: the last window is encoded again in one forward, sinks stay. The same
+    video as with the model's own dicts. (From the front LongLive writes its sinks anew; ours stay.)
+    """
+    window = 4 * CHUNK
+    settings = {"local_attn_size": window, "sink_size": CHUNK, "deferred": True}
+    videos = []
+    for ours in (False, True):
+        model = CausalWan(grid=GRID, **settings)
+        policy = SinkWindow(sinks=CHUNK, frames=window - 2 * CHUNK)
+        cache = made(model, policy) if ours else dict_cache(model, window * SIZE)
+        before = play(model, cache, [chunk(n) for n in range(chunks)])
+        x = torch.cat([chunk(n) for n in range(chunks)], dim=1)[:, -window * SIZE :] + 0.5
+        start = (chunks * CHUNK - window) * SIZE
+        recached = model(x, kv_cache=cache, current_start=start)
+        after = play(model, cache, [chunk(20), chunk(21)], start=chunks * CHUNK * SIZE)
+        videos.append([*before, recached, *after])
+    for one, other in zip(*videos, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def reads(model, cache, *slots: tuple[int, int]) -> Tensor:
+    return torch.cat([cache[0]["k"][:, a * SIZE : b * SIZE] for a, b in slots], dim=1)
+
+
+def test_reads_in_parts_make_the_whole(model):
+    """Held tokens come with the first part, the chunk's by their slots; a repeat is a repeat."""
+    cache = made(model, SlidingWindow(frames=2))
+    play(model, cache, [chunk(n) for n in range(3)])
+    whole = reads(model, cache, (0, 9))
+    assert whole.shape[1] == 5 * SIZE
+    model(chunk(2), kv_cache=cache, current_start=6 * SIZE)
+    assert torch.equal(reads(model, cache, (0, 1), (1, 9)), whole)
+    assert torch.equal(reads(model, cache, (0, 1), (1, 9)), whole)
+    model(chunk(2), kv_cache=cache, current_start=6 * SIZE)
+    assert torch.equal(reads(model, cache, (0, 7), (7, 8), (8, 9)), whole)
+    model(chunk(2), kv_cache=cache, current_start=6 * SIZE)
+    last = torch.cat((whole[:, : 2 * SIZE], whole[:, 3 * SIZE :]), dim=1)
+    assert torch.equal(reads(model, cache, (7, 9)), last)  # a window that is less than the chunk
 
 
 def test_counters_at_zero_begin_a_new_clip(model):

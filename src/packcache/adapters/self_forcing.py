@@ -6,8 +6,9 @@ Self-Forcing, Causal-Forcing, LongLive 1.x, Reward-Forcing, Krea realtime and Fa
 share one protocol (ecosystem 2.5): a dict a layer with `k` and `v` `[B, slots, H, D]`, written and
 read by slices, and two counters, `global_end_index` and `local_end_index`. What a model sees here
 is a buffer that never fills, so its own window never moves: it writes a chunk where its tokens lie
-in the video, and whatever it reads up to there is what the policy holds. A chunk that is written
-again overwrites itself; the first write of the next one commits it. Sizes come from the tensors.
+in the video, and whatever it reads of what is before the chunk is what the policy holds. A chunk
+that is written again overwrites itself; the first write of the next one commits it. Sizes come from
+the tensors. A model may write to a copy of the buffer, attend, and write again (LongLive 1.x).
 
 A write that goes back (a prompt was switched, the last frames are encoded anew) forgets what it
 replaces; sinks stay as they were. A write to the front while the counters are zero begins a clip.
@@ -104,8 +105,8 @@ class SelfForcingCache(list["LayerCache"]):
         }  # fmt: skip
         self.sizes = 0, 0, 0  # B, H, D, from the first write on
         self._cache: FrameCache | None = None
-        self._start = self._end = 0  # of the open chunk, in tokens of the video
-        self._protected = 0  # tokens at its front that are sinks and stay as they are
+        self._start = self.end = 0  # of the open chunk, in tokens of the video
+        self.protected = 0  # tokens at its front that are sinks and stay as they are
 
     @property
     def cache(self) -> FrameCache:
@@ -116,14 +117,14 @@ class SelfForcingCache(list["LayerCache"]):
 
     def commit(self) -> None:
         """Commit the chunk that is open, as the first write of the next one would."""
-        if self._end > self._start:
+        if self.end > self._start:
             self.cache.commit()
-            self._start = self._end
+            self._start = self.end
 
     def reset(self) -> None:
         """Begin a new clip; its tensors may have another shape."""
         self._cache, self.sizes = None, (0, 0, 0)
-        self._start = self._end = self._protected = 0
+        self._start = self.end = self.protected = 0
         for layer in self:
             layer.clear()
 
@@ -135,9 +136,9 @@ class SelfForcingCache(list["LayerCache"]):
         Returns all there is to attend to, `[B, S, H, D]`, the chunk last.
         """
         self._check(start, k, v)
-        if (start, start + k.shape[1]) != (self._start, self._end):
+        if (start, start + k.shape[1]) != (self._start, self.end):
             self._turn(layer, start, k)
-        own_k, own_v = (heads_first(x)[:, self._protected :] for x in (k, v))
+        own_k, own_v = (heads_first(x)[:, self.protected :] for x in (k, v))
         keys, values = self.cache.update(layer, own_k, own_v)
         return heads_last(keys, len(k)), heads_last(values, len(k))
 
@@ -158,11 +159,11 @@ class SelfForcingCache(list["LayerCache"]):
         if layer:
             raise CacheStateError(
                 f"layer {layer} wrote tokens {start} to {start + k.shape[1]}, and layer 0 wrote "
-                f"{self._start} to {self._end}: layers are written in order, one cache a model"
+                f"{self._start} to {self.end}: layers are written in order, one cache a model"
             )
-        if start > self._end:
+        if start > self.end:
             raise CacheStateError(
-                f"a chunk begins at token {start} of the video, expected {self._end}: each latent "
+                f"a chunk begins at token {start} of the video, expected {self.end}: each latent "
                 "frame once, in order"
             )
         if self._cache is None:
@@ -194,7 +195,7 @@ class SelfForcingCache(list["LayerCache"]):
         self.cache.rewind(stay)
         roles = [Role.IMAGE] * self.image_frames
         self.cache.open(*frame_spans(range(stay, last), self.layout, roles))
-        self._start, self._end, self._protected = start, end, (stay - first) * size
+        self._start, self.end, self.protected = start, end, (stay - first) * size
 
 
 class LayerCache(dict[str, Any]):
@@ -206,6 +207,8 @@ class LayerCache(dict[str, Any]):
         self.owner, self.layer = owner, layer
         self._new: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}
+        self._chunk = 0  # the slot where the open chunk begins, less sinks that stay
+        self._told: dict[str, int] = {}  # to which slot reads went that gave the history
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Counters may be replaced, as pipelines do between clips; keys and values may not."""
@@ -223,17 +226,30 @@ class LayerCache(dict[str, Any]):
         if self.layer == 0 and start == 0 and int(self["global_end_index"]) == 0:
             self.owner.reset()
         keys, values = self.owner.write(self.layer, start, new["k"], new["v"])
-        self._seen = {"k": keys, "v": values}
+        self._seen, self._told = {"k": keys, "v": values}, {}
+        self._chunk = start + self.owner.protected
 
-    def look(self, name: str) -> Tensor:
-        """All there is to attend to, `[B, S, H, D]`."""
+    def look(self, name: str, start: int, stop: int) -> Tensor:
+        """What is held and the chunk's tokens at those slots, `[B, S, H, D]`.
+
+        A model that reads its sinks and its window apart gets what is held with the first.
+        """
         if name not in self._seen:
             raise CacheStateError(f"{name!r} was read before k and v of the chunk were written")
-        return self._seen[name]
+        seen = self._seen[name]
+        size = self.owner.end - self._chunk
+        held = seen.shape[1] - size
+        first, last = (held + min(max(0, slot - self._chunk), size) for slot in (start, stop))
+        if start >= self._told.get(name, start + 1):
+            return seen[:, first:last]
+        self._told[name] = stop
+        if first == held:
+            return seen[:, :last]
+        return torch.cat((seen[:, :held], seen[:, first:last]), dim=1)
 
     def clear(self) -> None:
         """Nothing was written: as for a new clip."""
-        self._new, self._seen = {}, {}
+        self._new, self._seen, self._told = {}, {}, {}
         for name in _COUNTERS:
             self[name] = 0 if isinstance(self[name], int) else torch.zeros_like(self[name])
 
@@ -260,8 +276,11 @@ class Slots:
         self._layer.put(self._name, start, tensor)
 
     def __getitem__(self, index: Any) -> Tensor:
-        self._slots(index)
-        return self._layer.look(self._name)
+        return self._layer.look(self._name, *self._slots(index))
+
+    def clone(self) -> Slots:
+        """A model that writes to a copy first drafts; what it writes later is the same chunk."""
+        return self
 
     def zero_(self) -> Slots:
         """Pipelines clear what they are about to write again: it is forgotten when they do."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +26,19 @@ __all__ = ["SUBJECTS", "SelfForcingSubject", "find_subject"]
 
 
 class SelfForcingSubject(Subject):
-    """A small causal Wan model, its list of dicts replaced, one a branch; chunks of three."""
+    """A small causal Wan model, its list of dicts replaced, one a branch; chunks of three.
 
-    name = "self-forcing"
+    `settings` are the model's: LongLive 1.x writes when all layers are through, and reads sinks and
+    window apart.
+    """
+
     layout = FrameLayout(rows=2, cols=3, header=0, footer=0, new_line=False)
     text = (0, 0)
     chunk = 3
 
-    def __init__(self) -> None:
-        self.model = CausalWan(grid=(self.layout.rows, self.layout.cols))
+    def __init__(self, name: str = "self-forcing", **settings: Any) -> None:
+        self.name = name
+        self.model = CausalWan(grid=(self.layout.rows, self.layout.cols), **settings)
 
     def inputs(self, piece: int, seed: int) -> tuple[Tensor, float]:
         draw = torch.Generator().manual_seed(1000 * seed + piece)
@@ -139,6 +144,7 @@ def find_subject(name: str) -> Callable[[], Subject]:
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "cache": lambda: BareSubject("cache", FrameCacheRun),
     "self-forcing": SelfForcingSubject,
+    "longlive": lambda: SelfForcingSubject("longlive", deferred=True, sink_size=2),
     "emu3": _in_library("transformers", "emu3"),
     "chameleon": _in_library("transformers", "chameleon"),
     "wan": _in_library("diffusers", "wan"),
