@@ -209,9 +209,11 @@ def test_self_forcings_own_code_is_asked_for_by_name(tmp_path):
     )
 
 
-def test_self_forcings_own_code_was_equal_to_the_bit():
+@pytest.mark.parametrize(("name", "recached"), [("self_forcing", None), ("longlive", 6)])
+def test_their_own_code_was_equal_to_the_bit(name, recached):
     """What the guide says of it is what was stored, of the cases that the script asks today."""
-    stored = json.loads((ROOT / "benchmarks/results/self_forcing_upstream.json").read_text())
+    stored = json.loads((ROOT / f"benchmarks/results/{name}_upstream.json").read_text())
+    assert stored["workload"]["encoded_anew_after"] == recached
     script = (ROOT / "benchmarks/self_forcing_upstream.py").read_text()
     for row in stored["results"]:
         sinks = re.search(r"frames=(\d+), sinks=(\d+)", row["policy"])

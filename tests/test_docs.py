@@ -96,6 +96,20 @@ def test_the_truth_table_is_the_measured_one():
         assert row["unit"] in line and str(row["aim"]) in line
 
 
+def test_the_adapters_gains_are_the_measured_ones():
+    result = json.loads((ROOT / "benchmarks/results/adapters.json").read_text())
+    lines = (ROOT / "docs/adapters.md").read_text().splitlines()
+    parts = (("wan", "Wan 1.3B", "chunk"), ("self_forcing", "Self-Forcing's", "chunk"))
+    for part, name, unit in (*parts, ("emu3", "Emu3 8B", "token")):
+        own = [line for line in lines if line.startswith(f"| {name}") and "own dicts" not in line]
+        for line, row in zip(own, result[part]["rows"], strict=True):
+            took = row[f"{unit}_s"]
+            assert f"{row['kv_gib']:.2f} GiB" in line and f"| {row['history_tokens']} |" in line
+            assert (f"{took:.0f} s a chunk" if unit == "chunk" else f"{took:.2f} s a token") in line
+            low, high = row["faster"]["low"], row["faster"]["high"]
+            assert f"{row['faster']['ratio']:.2f}x ({low:.2f} to {high:.2f})" in line
+
+
 def test_links_lead_somewhere():
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
