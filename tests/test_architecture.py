@@ -22,19 +22,30 @@ ALLOWED = {
     "timeline": {"errors"},
     "budget": {"errors", "timeline"},
     "selectors": {"errors", "timeline", "budget"},
-    "policies": {"errors", "timeline", "budget", "selectors"},
+    "checks": {"errors"},
+    "policies": {"errors", "timeline", "budget", "selectors", "checks", "rivals"},
+    "scores": {"errors", "timeline", "budget", "selectors"},
     "positions": {"errors", "timeline"},
     "store": {"errors", "timeline"},
     "reuse": {"errors"},
     "attention": set(),
-    "cache": {"errors", "timeline", "budget", "selectors", "policies", "positions", "store"},
+    "cache": {
+        "errors",
+        "timeline",
+        "budget",
+        "selectors",
+        "policies",
+        "positions",
+        "store",
+        "scores",
+    },
 }
 
 #: Floors that nothing below may look up to.
 TOP = {
     "bench", "evaluate", "inspect",
-    "cli", "cli_asked", "cli_bench", "cli_check", "cli_evaluate", "cli_generate", "cli_lumos",
-    "cli_options",
+    "cli", "cli_asked", "cli_bench", "cli_check", "cli_evaluate", "cli_generate", "cli_inspect",
+    "cli_lumos", "cli_options", "cli_trace", "cli_vbench",
 }  # fmt: skip
 
 MAX_FUNCTION, MAX_MODULE = 60, 600

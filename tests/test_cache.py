@@ -14,6 +14,8 @@ import torch
 from packcache.cache import FrameCache, TrainedRangeWarning
 from packcache.errors import CacheStateError, InvalidSetting
 from packcache.policies import (
+    DeepForcing,
+    FadeMem,
     FullCache,
     NoHistory,
     PackCache,
@@ -43,6 +45,10 @@ POLICIES = [
     PackCache.paper_literal(),
     PackCache.paper_visible(),
     RandomDrop(image_share=0.5),
+    PackCache(order="expected", image_share=0.5),
+    UniformHistory(order="observed"),
+    FadeMem(sinks=1),
+    DeepForcing(),
 ]
 
 
@@ -58,6 +64,13 @@ def cache(policy=None, text=TEXT, **settings) -> FrameCache:
     )
 
 
+def shown(target: FrameCache, layer: int, keys, values, branch: int) -> None:
+    """Write a layer's K and V, and show its queries to a cache that asks, as an attention does."""
+    seen = target.update(layer, keys, values, branch)
+    if target.asks:
+        target.observe(layer, keys.sin(), *seen, branch)
+
+
 def forward(target: FrameCache, mark: float = 0.0) -> None:
     """Write K/V of the open spans: each branch's own logical index, plus `mark`, plus the layer."""
     for branch, length in enumerate(target.text):
@@ -68,7 +81,7 @@ def forward(target: FrameCache, mark: float = 0.0) -> None:
         for layer in range(LAYERS):
             keys = (index + layer * 10**6)[None, :, None].expand(HEADS, draft, SIZE)
             keys = keys.to(target.stores[branch].dtype)
-            target.update(layer, keys, -keys, branch)
+            shown(target, layer, keys, -keys, branch)
 
 
 def step(target: FrameCache, *spans: Span, visible=None) -> None:
@@ -428,7 +441,7 @@ def noise(target: FrameCache, rng: torch.Generator) -> None:
                 )
                 for _ in range(2)
             )
-            target.update(layer, keys, values, branch)
+            shown(target, layer, keys, values, branch)
 
 
 def played(policy, frames: int, *, image: bool = True, dtype=torch.float64, **settings):

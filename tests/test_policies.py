@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -12,9 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from packcache import policies
-from packcache.errors import InvalidSetting
+from packcache.errors import InputFileError, InvalidSetting
 from packcache.policies import (
+    CALIBRATION,
     POLICIES,
+    DeepForcing,
+    FadeMem,
     FullCache,
     NoHistory,
     PackCache,
@@ -27,7 +31,7 @@ from packcache.policies import (
     parse_policy,
 )
 from packcache.timeline import FrameLayout, Role, Span, Timeline
-from tests.tools import LAYOUT, commit, counts, grow
+from tests.tools import LAYOUT, commit, counts, grow, ranked
 
 # --- any policy, any timeline -------------------------------------------------------------------
 
@@ -37,7 +41,7 @@ budgets = st.one_of(
     st.integers(1, 200).map(lambda n: f"{n}tok"),
 )
 windows = st.one_of(st.none(), st.integers(1, 6))
-orders = st.sampled_from(["visible", "spatial", "novelty", "random"])
+orders = st.sampled_from(["visible", "spatial", "novelty", "random", "expected", "observed"])
 borders = st.sampled_from(["first", "last"])
 
 
@@ -64,6 +68,27 @@ def packs(draw, make=PackCache):
         return make(**{**settings_, "fill": "budget", "redistribute": True})
 
 
+@st.composite
+def deeps(draw):
+    frames = draw(st.integers(2, 7))
+    recent = draw(st.integers(0, frames - frames // 2))
+    more = draw(st.integers(0, 3))
+    candidates = draw(st.sampled_from([None, max(1, frames - frames // 2 - recent) + more]))
+    return DeepForcing(frames=frames, recent=recent, candidates=candidates)
+
+
+@st.composite
+def fades(draw):
+    return FadeMem(
+        budget=draw(budgets),
+        window=draw(windows),
+        order=draw(orders),
+        borders=draw(borders),
+        beta=draw(st.sampled_from([0.1, 0.3, 0.5, 1.0])),
+        sinks=draw(st.integers(0, 2)),
+    )
+
+
 any_policy = st.one_of(
     st.just(FullCache()),
     st.just(NoHistory()),
@@ -73,6 +98,8 @@ any_policy = st.one_of(
     st.sampled_from([PackCache.paper(), PackCache.paper_literal(), PackCache.paper_visible()]),
     packs(),
     packs(RandomDrop),
+    fades(),
+    deeps(),
 )
 
 
@@ -168,7 +195,7 @@ def played(policy: Policy, clip: Clip):
         before = held_of(timeline)
         for span in chunk:
             frames = [e.span for e in timeline.entries if e.span.layout is not None]
-            timeline.append(span, policy.rank(span, frames[-1] if frames else None))
+            timeline.append(span, ranked(policy, span, frames[-1] if frames else None))
         slots = policy.plan(timeline, budget)
         if sorted(set(slots)) != slots or not set(slots) <= set(range(timeline.physical_length)):
             broken.append("slots")
@@ -211,7 +238,7 @@ def test_nothing_leaves_while_the_budget_and_the_window_hold_it(policy, clip):
     commit(timeline, policy, Span.text(clip.text), budget=budget)
     for chunk in clip.chunks:
         for span in chunk:
-            timeline.append(span, policy.rank(span, None))
+            timeline.append(span, ranked(policy, span, None))
         rest = [e for e in timeline.history if not policy.is_sink(timeline, e)]
         fits = budget is None or sum(e.count for e in rest) <= budget
         inside = policy.window is None or all(timeline.distance(e) <= policy.window for e in rest)
@@ -257,6 +284,13 @@ def test_what_each_policy_keeps():
         PackCache(window=None): [37, 18, 9, 5, 2, 1, 1, 1, 1, 1],
         RandomDrop(): [38, 19, 10, 9],
         PackCache.paper_literal(): [38, 19, 10, 9],
+        FadeMem(): [19, 12, 9, 7, 6, 5, 5, 5, 4, 4],
+        FadeMem(window=4): [31, 19, 14, 12],
+        FadeMem(beta=1.0, window=4, sinks=1): [19, 19, 19, 19, 76],
+        DeepForcing(): [76, 38, 38, 76, 76],
+        DeepForcing(frames=3): [76, 38, 38, 76],
+        DeepForcing(frames=2): [76, 76],
+        DeepForcing(frames=2, recent=0, candidates=4): [19, 19, 19, 19, 76],
     }
     for policy, want in kept.items():
         *_, timeline = grow(policy, 10)
@@ -388,6 +422,130 @@ def test_presets():
     assert PackCache.paper_visible() == PackCache(budget=3, drop_remasked=True)
 
 
+#: Every reading of the paper by its spelling (methods 1.3-1.6); rebase "trained" and "slide" are
+#: arguments of a cache, not of a policy.
+READINGS = {
+    "packcache": PackCache.paper(),
+    "packcache:redistribute=false": PackCache.paper_literal(),
+    "packcache:budget=3,drop_remasked=true": PackCache.paper_visible(),
+    "packcache:fill=budget": PackCache(fill="budget"),
+    "packcache:fill=window": PackCache(fill="window"),
+}
+
+
+@pytest.mark.parametrize("text", READINGS)
+def test_every_reading_of_the_paper_has_a_spelling(text):
+    assert parse_policy(text) == READINGS[text]
+
+
+# --- asking for scores --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [PackCache, UniformHistory, RandomDrop, FadeMem])
+def test_a_policy_asks_for_what_its_order_goes_by(make):
+    for order in ("visible", "spatial", "novelty", "random"):
+        assert make(order=order).asks is None
+    for order in ("expected", "observed"):
+        assert make(order=order).asks == order
+    assert FullCache().asks is NoHistory().asks is SinkWindow().asks is None
+    assert DeepForcing().asks == "observed"
+
+
+def test_scores_decide_which_tokens_stay_and_not_how_many():
+    (*_, plain), (*_, scored) = grow(PackCache(), 8), grow(PackCache(order="expected"), 8)
+    assert counts(plain) == counts(scored)
+    assert held_of(plain) != held_of(scored)
+    for entry in scored.history:
+        scores = np.random.default_rng(entry.span.frame).random(76)
+        borders = {0, 1, 2, 75}
+        best = [i for i in np.argsort(-scores).tolist() if i not in borders]
+        assert set(entry.held.tolist()) == borders | set(best[: entry.count - 4])
+
+
+def test_anchors_need_no_scores():
+    for policy in (PackCache(order="expected"), DeepForcing(), FadeMem(order="observed")):
+        assert policy.rank(Span.of_frame(Role.IMAGE, 0, LAYOUT), None) is None
+        with pytest.raises(InvalidSetting, match="goes by scores, and none were given"):
+            policy.rank(Span.of_frame(Role.HISTORY, 0, LAYOUT), None)
+
+
+# --- calibrated settings ------------------------------------------------------------------------
+
+
+def calibration(folder, **told):
+    path = folder / "calibration.json"
+    whole = {"schema": CALIBRATION, "settings": {}, **told}
+    path.write_text(json.dumps({k: v for k, v in whole.items() if v is not None}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings_, policy",
+    [
+        ({}, PackCache()),
+        (
+            {"budget": 1, "window": 4, "half_life": 1.5, "min_share": 0.1, "order": "novelty"},
+            PackCache(half_life=1.5, min_share=0.1, order="novelty"),
+        ),
+        ({"budget": "512MiB", "window": None}, PackCache(budget="512MiB", window=None)),
+        ({"drop_remasked": True, "budget": 3}, PackCache.paper_visible()),
+    ],
+)
+def test_a_calibration_file_is_a_policy(tmp_path, settings_, policy):
+    path = calibration(tmp_path, settings=settings_, made="by packcache calibrate")
+    assert PackCache.from_file(path) == PackCache.from_file(str(path)) == policy
+    assert type(RandomDrop.from_file(path)) is RandomDrop
+
+
+@settings(max_examples=100)
+@given(packs())
+def test_settings_come_back_from_a_file(tmp_path_factory, policy):
+    folder = tmp_path_factory.mktemp("calibration")
+    assert PackCache.from_file(calibration(folder, settings=policy.settings())) == policy
+
+
+@pytest.mark.parametrize(
+    "told, words",
+    [
+        ({"schema": "packcache.bench/1"}, "has schema 'packcache.bench/1', expected 'packcache.ca"),
+        ({"schema": None}, "has schema None, expected 'packcache.calibration/1': give a file that"),
+        ({"settings": None}, "has settings None, expected an object of settings"),
+        ({"settings": [1]}, r"has settings [1], expected an object of settings"),
+        (
+            {"settings": {"halflife": 1}},
+            "sets 'halflife', expected settings of PackCache: budget, ",
+        ),
+        ({"settings": {"budget": [1]}}, "sets budget to [1], expected one plain value"),
+        ({"settings": {"half_life": "long"}}, "half_life is 'long', expected frames above 0"),
+        ({"settings": {"window": 0}}, "window is 0, expected a whole number of at least 1"),
+        ({"settings": {"budget": float("nan")}}, "budget is nan, expected latent frames above 0"),
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_refused_by_name(tmp_path, told, words):
+    path = calibration(tmp_path, **told)
+    with pytest.raises(InputFileError) as caught:
+        PackCache.from_file(path)
+    assert str(caught.value).startswith(str(path)) and words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_hold_no_calibration(tmp_path):
+    cases = {
+        tmp_path / "none.json": "does not exist: check the name",
+        tmp_path: "cannot be read (Is a directory): check it",
+        tmp_path / "text": "is not JSON (Expecting value: line 1 column 1 (char 0)): calibrate",
+        tmp_path / "bytes": "is not JSON ('utf-8' codec can't decode byte 0xff",
+        tmp_path / "list": "has schema None, expected",
+    }
+    (tmp_path / "text").write_text("budget = 1")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "list").write_text("[]")
+    for path, words in cases.items():
+        with pytest.raises(InputFileError) as caught:
+            PackCache.from_file(path)
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_planning_needs_no_torch():
     """The integer rooms are for serving engines too: importing and planning load no torch."""
     code = """
@@ -437,6 +595,11 @@ def test_a_new_policy_is_a_dataclass_with_counts():
         ("packcache:budget=512MiB,fill=window", PackCache(budget="512MiB", fill="window")),
         ("packcache:drop_remasked=true,budget=3", PackCache.paper_visible()),
         ("packcache:redistribute=False", PackCache.paper_literal()),
+        ("packcache:order=expected", PackCache(order="expected")),
+        ("uniform:order=observed", UniformHistory(order="observed")),
+        ("fademem", FadeMem()),
+        ("fademem:beta=0.5,budget=2,window=none,sinks=1", FadeMem(beta=0.5, budget=2, sinks=1)),
+        ("deepforcing:frames=6,recent=2", DeepForcing(frames=6, recent=2)),
     ],
 )
 def test_names_and_settings(text, policy):
@@ -501,6 +664,16 @@ def test_lists_of_policies(text, parsed):
             "half_life is 2, expected at most 1 with redistribute=False",
         ),
         ("random:seed=-1", "seed is -1, expected a whole number of at least 0"),
+        ("fademem:beta=0", "beta is 0, expected above 0, at most 1"),
+        ("fademem:sinks=-1", "sinks is -1, expected a whole number of at least 0"),
+        ("fademem:half_life=2", "policy 'fademem' has no setting 'half_life': known are"),
+        ("deepforcing:frames=1", "frames is 1, expected a whole number of at least 2"),
+        ("deepforcing:recent=3", "recent is 3, expected at most 2 with frames=4, half of which"),
+        ("deepforcing:candidates=0", "candidates is 0, expected a whole number of at least 1"),
+        (
+            "deepforcing:frames=8,candidates=2",
+            "candidates is 2, expected a whole number of at least 3",
+        ),
     ],
 )
 def test_errors_name_the_value_and_the_way_out(text, words):

@@ -20,6 +20,8 @@ from packcache.lumos import attend
 from packcache.lumos.decode import Decoder
 from packcache.lumos.vocab import Prefix, Vocab
 from packcache.policies import (
+    DeepForcing,
+    FadeMem,
     FullCache,
     NoHistory,
     PackCache,
@@ -30,7 +32,7 @@ from packcache.policies import (
 )
 from packcache.store import KVStore
 from packcache.testing import oracle
-from packcache.timeline import Role, Span, Timeline
+from packcache.timeline import Ints, Role, Span, Timeline
 from tests.tools import PROMPTS, Recorder, bits, commit, kv_bytes_of, picture, recorder, trained_on
 
 #: float64 engine against float64 twin.
@@ -59,6 +61,10 @@ POLICIES = [
     PackCache.paper_literal(),
     PackCache.paper_visible(),
     RandomDrop(seed=1),
+    FadeMem(budget=1.5),
+    DeepForcing(frames=3),
+    PackCache(order="expected"),
+    UniformHistory(order="observed", window=3),
 ]
 
 
@@ -68,7 +74,33 @@ def made(model, policy, *, image=False, latents=LATENTS, **settings) -> Recorder
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TrainedRangeWarning)
         decoder = recorder(model, policy, **settings)
+    decoder.ranks = ranks_of(decoder)
     return decoder.run(latents, picture(model, prompts) if image else None)
+
+
+def ranks_of(run: Recorder) -> dict[int, Ints | None]:
+    """Fills up as the run goes on: the order that prompt 0's cache gives each latent frame."""
+    timeline, ranks = run.caches[0].timeline, {}
+    append = timeline.append
+
+    def remember(span: Span, rank: Ints | None = None):
+        ranks[span.frame] = rank
+        return append(span, rank)
+
+    timeline.append = remember
+    return ranks
+
+
+class AsMade:
+    """A policy whose scored orders are those of a run: tests of scores judge them."""
+
+    asks = None
+
+    def __init__(self, policy, ranks) -> None:
+        self.policy, self.ranks, self.plan = policy, ranks, policy.plan
+
+    def rank(self, span: Span, before: Span | None) -> Ints | None:
+        return self.ranks[span.frame] if self.policy.asks else self.policy.rank(span, before)
 
 
 # --- measures -----------------------------------------------------------------------------------
@@ -101,6 +133,7 @@ def masked_error(run: Recorder, policy) -> float:
     The drafts of a frame lie behind one another in that sequence; none sees another.
     """
     timeline, held, error = Timeline(), [np.empty(0, int)], 0.0
+    policy = AsMade(policy, run.ranks)
     text, *frames = spans_of(run)
     commit(timeline, policy, text, budget=run.caches[0].budget)
     for frame, span in enumerate(frames):

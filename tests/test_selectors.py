@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packcache.errors import InvalidSetting
-from packcache.selectors import low_discrepancy, rank_tokens
+from packcache.selectors import asked, low_discrepancy, rank_tokens
 from packcache.timeline import FrameLayout, HeldFrame, Kind, Role, Span
 from tests.tools import LAYOUT
 
 ORDERS = ["visible", "spatial", "novelty", "random"]
+SCORED = ["expected", "observed"]
 
 
 def span(layout: FrameLayout = LAYOUT, number: int = 1, **arrays) -> Span:
@@ -178,6 +179,70 @@ def test_a_random_order_depends_on_seed_and_frame_alone():
     assert rank() != rank(seed=1)
     assert rank() != rank(number=2)
     assert len({tuple(rank(seed=s, number=f)) for s in range(5) for f in range(5)}) == 25
+
+
+# --- scored orders ------------------------------------------------------------------------------
+
+
+def scores_of(one: Span, seed: int = 0, levels: int = 10**6) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, levels, one.tokens) / levels
+
+
+@given(spans(), st.sampled_from(SCORED), st.booleans(), st.integers(0, 99), st.integers(1, 4))
+def test_scored_orders_are_permutations_and_nest(one, order, last, seed, levels):
+    """Few levels: many ties."""
+    scores = scores_of(one, seed, levels)
+    rank = rank_tokens(one, order=order, remasked_last=last, scores=scores)
+    assert rank.dtype == np.int32
+    assert sorted(rank.tolist()) == list(range(one.tokens))
+
+
+@given(spans(), st.sampled_from(SCORED), st.integers(0, 99))
+def test_the_highest_score_is_kept_longest(one, order, seed):
+    """Re-masked or not, content or new line; border tokens are where they always are."""
+    scores, border = scores_of(one, seed), one.layout.kinds() == Kind.BORDER
+    first = kept_first(rank_tokens(one, order=order, scores=scores))
+    last = kept_first(rank_tokens(one, order=order, borders="last", scores=scores))
+    borders = int(border.sum())
+    assert border[first[:borders]].all() and border[last[one.tokens - borders :]].all()
+    assert (np.diff(scores[first[borders:]]) <= 0).all()
+    assert (first[borders:] == last[: one.tokens - borders]).all()
+
+
+@given(spans(), st.sampled_from(SCORED), st.integers(0, 99))
+def test_scores_only_order_what_remasked_last_leaves_them(one, order, seed):
+    scores = scores_of(one, seed)
+    offsets = kept_first(rank_tokens(one, order=order, remasked_last=True, scores=scores))
+    shown = one.visible_mask()[offsets].tolist()
+    assert shown == sorted(shown, reverse=True)
+
+
+@pytest.mark.parametrize("order", SCORED)
+def test_equal_scores_are_spread_evenly(order):
+    equal = rank_tokens(span(), order=order, scores=np.zeros(LAYOUT.tokens))
+    inside = [i for i in kept_first(equal) if LAYOUT.kinds()[i] != Kind.BORDER]
+    assert (np.diff(low_discrepancy(LAYOUT)[inside]) >= 0).all()
+
+
+def test_which_orders_go_by_scores():
+    assert [asked(order) for order in ORDERS] == [None] * 4
+    assert [asked(order) for order in SCORED] == SCORED
+
+
+@pytest.mark.parametrize(
+    "order, scores, words",
+    [
+        ("expected", None, "order 'expected' goes by scores, and none were given: use 'visible'"),
+        ("visible", np.zeros(76), "order 'visible' goes by no scores, and some were given"),
+        ("observed", np.zeros(75), r"scores have shape \(75,\), expected \(76,\): one a token"),
+    ],
+)
+def test_scores_are_given_where_they_are_asked_for(order, scores, words):
+    with pytest.raises(InvalidSetting, match=words):
+        rank_tokens(span(), order=order, scores=scores)
+
+
+# --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from packcache.lumos.model import Lumos
 from packcache.lumos.schedule import Sampling, philox_draws
 from packcache.lumos.vocab import Vocab
 from packcache.policies import Policy
-from packcache.timeline import FrameLayout, Role, Span, Timeline
+from packcache.timeline import FrameLayout, Ints, Role, Span, Timeline
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,11 +29,18 @@ LAYOUT = FrameLayout(rows=8, cols=8)
 PROMPTS = ([11, 57, 23, 90, 45, 31, 62], [77, 14, 38], [19, 84, 50, 66, 12])
 
 
+def ranked(policy: Policy, span: Span, before: Span | None) -> Ints | None:
+    """A policy's order of a span; one that asks is told scores drawn from the frame's number."""
+    if policy.asks is None or span.layout is None:
+        return policy.rank(span, before)
+    return policy.rank(span, before, np.random.default_rng(span.frame).random(span.tokens))
+
+
 def commit(timeline: Timeline, policy: Policy, *spans: Span, budget: int | None = None) -> None:
     """Append spans as `FrameCache` does, then let the policy evict."""
     for span in spans:
         frames = [e.span for e in timeline.entries if e.span.layout is not None]
-        timeline.append(span, policy.rank(span, frames[-1] if frames else None))
+        timeline.append(span, ranked(policy, span, frames[-1] if frames else None))
     timeline.keep(policy.plan(timeline, budget))
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from packcache.lumos.plan import plan as plan
     from packcache.lumos.schedule import Sampling as Sampling
     from packcache.models import load as load
+    from packcache.policies import DeepForcing as DeepForcing
+    from packcache.policies import FadeMem as FadeMem
     from packcache.policies import FullCache as FullCache
     from packcache.policies import NoHistory as NoHistory
     from packcache.policies import PackCache as PackCache
@@ -68,6 +70,8 @@ _HOMES = {
     "packcache.lumos.schedule": ("Sampling",),
     "packcache.models": ("load",),
     "packcache.policies": (
+        "DeepForcing",
+        "FadeMem",
         "FullCache",
         "NoHistory",
         "PackCache",

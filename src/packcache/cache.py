@@ -8,7 +8,8 @@
 
 During a forward the attention calls `update(layer, k, v, branch)` and attends to what it returns,
 without a mask: everything held and the open frame itself. Tokens leave only inside `commit`.
-Sources: DESIGN 2, 4 and 6; lumos1-spec 4.
+Where `asks` is true it then shows `observe` its queries, for a policy that goes by scores.
+Sources: DESIGN 2, 3, 4 and 6; lumos1-spec 4.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from torch import Tensor
 from packcache.errors import CacheStateError, InvalidSetting
 from packcache.policies import Policy
 from packcache.positions import AnchorKeys, PositionMode, RebaseRule, Rotation, rebase_delta
+from packcache.scores import QueryWatch
+from packcache.selectors import Scores
 from packcache.store import KVStore
 from packcache.timeline import FrameLayout, HeldFrame, Ints, Role, Span, Timeline
 
@@ -93,6 +96,8 @@ class FrameCache:
         self.budget = policy.budget_for(layout.tokens, visible_tokens, self.token_bytes)
         self.delta = 0
         self._open: list[Span] = []
+        score = policy.asks
+        self._watch = None if score is None else QueryWatch(score, layers=layers, device=device)
         self._anchors: list[AnchorKeys] = []
         if self.rotation is not None:
             self._anchors = [AnchorKeys(self.rotation) for _ in self.stores]
@@ -114,6 +119,8 @@ class FrameCache:
             draft = sum(self._tokens(span, branch) for span in spans)
             store.reserve(self._capacity(store, draft, spans[0].role))
             store.open(draft)
+        if self._watch:
+            self._watch.begin([(self._tokens(span, 0), span.layout) for span in spans])
 
     def update(
         self,
@@ -145,6 +152,17 @@ class FrameCache:
             raise CacheStateError("extend without an open frame: call open(span) first")
         return self.stores[branch].extend(layer, keys, values)
 
+    def observe(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, branch: int = 0
+    ) -> None:
+        """Show what a layer attends with: queries `[H, L, D]`, and what `update` returned for them.
+
+        Only where `asks` is true, in every layer. The conditional branch counts, the one that every
+        model has: the kept set is shared, and one branch's scores cost half of two's.
+        """
+        if self._watch and branch == 0:
+            self._watch.see(layer, queries, keys, values)
+
     def shorten(self, tokens: int) -> None:
         """Take back the last tokens that `extend` was given."""
         for store in self.stores:
@@ -159,6 +177,8 @@ class FrameCache:
             store.select_heads(heads)
         for anchors in self._anchors:
             anchors.select_heads(heads)
+        if self._watch:
+            self._watch.forget()  # other heads were seen
         self.token_bytes = self.stores[0].slot_bytes * len(self.stores)
 
     def rollback(self) -> None:
@@ -169,7 +189,7 @@ class FrameCache:
     def close(self) -> None:
         """Abandon the open frame: nothing of it stays, another may be opened."""
         self.rollback()
-        self._open = []
+        self._end()
 
     def commit(self, *, visible: NDArray[np.bool_] | None = None, ids: Ints | None = None) -> None:
         """The last forward stays, then the policy evicts; `visible`, `ids` as in `Span.of_frame`.
@@ -188,7 +208,7 @@ class FrameCache:
             store.commit()
         for span, rank in ranked:
             self.timeline.append(span, rank)
-        self._open = []
+        self._end()
         self._evict()
         self._remember_pristine()
 
@@ -284,6 +304,11 @@ class FrameCache:
         return bool(self._open)
 
     @property
+    def asks(self) -> bool:
+        """Does the policy need the queries of what is open? Then show them to `observe`."""
+        return self._watch is not None and self._watch.is_due
+
+    @property
     def is_complete(self) -> bool:
         """Is a frame open that every layer and branch has written whole?"""
         return self.is_open and all(store.complete for store in self.stores)
@@ -377,13 +402,32 @@ class FrameCache:
             length += span.tokens
 
     def _ranked(self, spans: Sequence[Span]) -> list[tuple[Span, Ints | None]]:
-        """Each new span with its order; the order may look at the frame before."""
+        """Each new span with its order; the order may look at the frame before, and at scores."""
         frames = [e.span for e in self.timeline.entries if e.span.layout is not None]
         before = [frames[-1] if frames else None, *spans]
+        known = [None if last is None or last.layout is None else last for last in before]
+        scores = self._scores(spans)
         return [
-            (span, self.policy.rank(span, None if last is None or last.layout is None else last))
-            for last, span in zip(before, spans, strict=False)
+            (span, self.policy.rank(span, last, *scores.get(span.frame, ())))
+            for last, span in zip(known, spans, strict=False)
         ]
+
+    def _scores(self, spans: Sequence[Span]) -> dict[int, tuple[Scores]]:
+        """By latent frame, what a policy that asks is told of it; no entry for any other policy."""
+        frames = [span for span in spans if span.layout is not None]
+        if self._watch is None or not frames:
+            return {}
+        if self.stores[0].device.type == "meta":  # of a plan: sizes only
+            scores = [np.zeros(span.tokens) for span in frames]
+        else:
+            scores = self._watch.scores()
+        return {span.frame: (own,) for span, own in zip(frames, scores, strict=True)}
+
+    def _end(self) -> None:
+        """Nothing is open any more."""
+        self._open = []
+        if self._watch:
+            self._watch.begin([])  # it looks at the stores' tensors, which may now move
 
     def _evict(self) -> None:
         slots = self.policy.plan(self.timeline, self.budget)

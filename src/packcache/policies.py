@@ -9,10 +9,12 @@ newest first. Which tokens those are is the order inside a frame (selectors); an
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from packcache.budget import (
@@ -22,12 +24,18 @@ from packcache.budget import (
     decay_weights,
     fixed_shares,
 )
-from packcache.errors import InvalidSetting
-from packcache.selectors import Borders, Order, rank_tokens
+from packcache.checks import at_least, flag, number, one_of
+from packcache.errors import InputFileError, InvalidSetting
+from packcache.rivals.deep_forcing import DeepSink
+from packcache.rivals.fademem import PowerLaw
+from packcache.selectors import Borders, Order, Score, Scores, asked, rank_tokens
 from packcache.timeline import HeldFrame, Ints, Role, Span, Timeline
 
 __all__ = [
+    "CALIBRATION",
     "POLICIES",
+    "DeepForcing",
+    "FadeMem",
     "FullCache",
     "NoHistory",
     "PackCache",
@@ -41,6 +49,9 @@ __all__ = [
 ]
 
 Fill = Literal["budget", "window"]
+
+#: The schema of a file that `PackCache.from_file` reads.
+CALIBRATION = "packcache.calibration/1"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -82,8 +93,16 @@ class Policy:
         """Tokens each non-sink history frame keeps, newest first as `frames` and `distances`."""
         return [frame.count for frame in frames]
 
-    def rank(self, span: Span, before: Span | None) -> Ints | None:
-        """In which order the span gives up tokens, fixed at commit; None: it gives none."""
+    @property
+    def asks(self) -> Score | None:
+        """Which scores the cache must make for `rank`; None: the order reads no tensor."""
+        return None
+
+    def rank(self, span: Span, before: Span | None, scores: Scores | None = None) -> Ints | None:
+        """In which order the span gives up tokens, fixed at commit; None: it gives none.
+
+        `scores [tokens]` are given to a policy that asks, for every latent frame.
+        """
         return None if span.role.is_anchor else rank_tokens(span, before)
 
     def budget_for(
@@ -160,7 +179,7 @@ class SlidingWindow(Policy):
     frames: int = 1
 
     def __post_init__(self) -> None:
-        _at_least("frames", self.frames, 1)
+        at_least("frames", self.frames, 1)
 
     @property
     def reach(self) -> int:
@@ -181,7 +200,7 @@ class SinkWindow(SlidingWindow):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("sinks", self.sinks, 0)
+        at_least("sinks", self.sinks, 0)
 
     @property
     def num_sinks(self) -> int:
@@ -203,11 +222,11 @@ class UniformHistory(Policy):
 
     def __post_init__(self) -> None:
         if self.window is not None:
-            _at_least("window", self.window, 1)
+            at_least("window", self.window, 1)
         if self.budget is not None:
             _check_budget(self.budget)
-        _one_of("order", self.order, get_args(Order))
-        _one_of("borders", self.borders, get_args(Borders))
+        one_of("order", self.order, get_args(Order))
+        one_of("borders", self.borders, get_args(Borders))
 
     @property
     def reach(self) -> int | None:
@@ -240,10 +259,14 @@ class UniformHistory(Policy):
             return caps
         return allocate(caps, budget, weights=self.weights(distances), floors=self.floors(frames))
 
-    def rank(self, span: Span, before: Span | None) -> Ints | None:
+    @property
+    def asks(self) -> Score | None:
+        return asked(self.order)
+
+    def rank(self, span: Span, before: Span | None, scores: Scores | None = None) -> Ints | None:
         if span.role.is_anchor:
             return None
-        return rank_tokens(span, before, order=self.order, borders=self.borders)
+        return rank_tokens(span, before, order=self.order, borders=self.borders, scores=scores)
 
     def budget_for(
         self, frame_tokens: int, visible_tokens: int | None = None, token_bytes: int | None = None
@@ -274,7 +297,8 @@ class PackCache(UniformHistory):
         n_sinks: first history frames kept whole, on top of the budget.
         min_share: b_min, the share of a frame that every frame of the window keeps at least.
         fill: keep everything until the budget is exceeded, or whole frames until W of them.
-        order, borders, seed: in which order a frame gives up tokens (selectors; seed: "random").
+        order, borders, seed: in which order a frame gives up tokens (selectors; seed: "random";
+            "expected" and "observed" need a model whose attention shows the cache its queries).
         redistribute: False gives each frame exactly its share of one frame (Eq. 7 to the letter).
         drop_remasked: drop re-masked tokens at commit; a frame then counts its visible tokens.
         image_share: share of the condition image that stays; 1 keeps the anchor whole.
@@ -293,14 +317,14 @@ class PackCache(UniformHistory):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("n_sinks", self.n_sinks, 0)
-        _at_least("seed", self.seed, 0)
-        _one_of("fill", self.fill, get_args(Fill))
-        _number("half_life", self.half_life, lambda x: x > 0, "frames above 0")
-        _number("min_share", self.min_share, lambda x: 0 <= x <= 1, "0 to 1 of a frame")
-        _number("image_share", self.image_share, lambda x: 0 < x <= 1, "above 0, at most 1")
-        _flag("redistribute", self.redistribute)
-        _flag("drop_remasked", self.drop_remasked)
+        at_least("n_sinks", self.n_sinks, 0)
+        at_least("seed", self.seed, 0)
+        one_of("fill", self.fill, get_args(Fill))
+        number("half_life", self.half_life, lambda x: x > 0, "frames above 0")
+        number("min_share", self.min_share, lambda x: 0 <= x <= 1, "0 to 1 of a frame")
+        number("image_share", self.image_share, lambda x: 0 < x <= 1, "above 0, at most 1")
+        flag("redistribute", self.redistribute)
+        flag("drop_remasked", self.drop_remasked)
         if self.window is None and (self.fill == "window" or not self.redistribute):
             raise InvalidSetting("fill='window' and redistribute=False need a window, got None")
         if not self.redistribute and self.half_life > 1:
@@ -323,6 +347,27 @@ class PackCache(UniformHistory):
     def paper_visible(cls) -> PackCache:
         """Re-masked tokens deleted at commit, three frames of visible tokens (readings P1, Q3)."""
         return cls(budget=3, drop_remasked=True)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> PackCache:
+        """The policy of a calibration file: JSON with our `schema` and `settings` by field name.
+
+        Raises InputFileError for a file that is none, names an unknown setting or a wrong value.
+        """
+        path = Path(path)
+        settings = _calibration(path)
+        known = [f.name for f in fields(cls)]
+        for name, value in settings.items():
+            if name not in known:
+                raise InputFileError(
+                    f"{path} sets {name!r}, expected settings of {cls.__name__}: {', '.join(known)}"
+                )
+            if isinstance(value, (list, dict)):
+                raise InputFileError(f"{path} sets {name} to {value}, expected one plain value")
+        try:
+            return cls(**settings)
+        except InvalidSetting as error:
+            raise InputFileError(f"{path}: {error}") from None
 
     @property
     def num_sinks(self) -> int:
@@ -357,7 +402,7 @@ class PackCache(UniformHistory):
             return caps
         return fixed_shares(caps, budget, weights=self.weights(distances))
 
-    def rank(self, span: Span, before: Span | None) -> Ints | None:
+    def rank(self, span: Span, before: Span | None, scores: Scores | None = None) -> Ints | None:
         if self._stays_whole(span):
             return None
         return rank_tokens(
@@ -367,6 +412,7 @@ class PackCache(UniformHistory):
             borders=self.borders,
             remasked_last=self.drop_remasked,
             seed=self.seed,
+            scores=scores,
         )
 
     def budget_for(
@@ -398,6 +444,32 @@ class RandomDrop(PackCache):
     order: Order = "random"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FadeMem(PowerLaw, UniformHistory):
+    """FadeMem's schedule by selection (2606.10671): theirs merges and re-positions (`rivals`).
+
+    The budget is shared by `d^(beta - 1)` over all of the past; `window` bounds it if given.
+    """
+
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        PowerLaw.__post_init__(self)
+        UniformHistory.__post_init__(self)
+
+    def max_history(self, frame_tokens: int, budget: int | None) -> int | None:
+        if budget is None:
+            return Policy.max_history(self, frame_tokens, budget)
+        whole = self.sinks * frame_tokens
+        bound = None if self.window is None else self.window * frame_tokens
+        return whole + (budget if bound is None else min(bound, budget))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DeepForcing(DeepSink, Policy):
+    """Deep Forcing's sinks and pruning in this cache (2512.05081); what differs: `rivals`."""
+
+
 #: Policies by the names the command line knows.
 POLICIES: dict[str, Callable[..., Policy]] = {
     "full": FullCache,
@@ -407,6 +479,8 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "random": RandomDrop,
     "packcache": PackCache,
     "none": NoHistory,
+    "fademem": FadeMem,
+    "deepforcing": DeepForcing,
 }
 
 
@@ -449,6 +523,28 @@ def parse_policies(text: str) -> dict[str, Policy]:
     return {label: parse_policy(label) for label in labels}
 
 
+def _calibration(path: Path) -> dict[str, Any]:
+    """What a calibration file sets, unchecked."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputFileError(f"calibration {path} does not exist: check the name") from None
+    except OSError as error:
+        raise InputFileError(f"{path} cannot be read ({error.strerror}): check it") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputFileError(f"{path} is not JSON ({error}): calibrate again") from None
+    schema = told.get("schema") if isinstance(told, dict) else None
+    if schema != CALIBRATION:
+        raise InputFileError(
+            f"{path} has schema {schema!r}, expected {CALIBRATION!r}: give a file that packcache "
+            "calibrate wrote"
+        )
+    settings = told.get("settings")
+    if not isinstance(settings, dict):
+        raise InputFileError(f"{path} has settings {settings!r}, expected an object of settings")
+    return settings
+
+
 def _share(share: float, tokens: int) -> int:
     """Tokens of a share, rounded up, as written: 0.55 of 100 is 55 although its float is above."""
     return math.ceil(Fraction(str(share)) * tokens)
@@ -465,27 +561,6 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def _at_least(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidSetting(f"{name} is {value!r}, expected a whole number of at least {least}")
-
-
-def _number(name: str, value: Any, holds: Callable[[float], bool], expected: str) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and holds(value)):
-        raise InvalidSetting(f"{name} is {value!r}, expected {expected}")
-
-
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InvalidSetting(f"{name} is {value!r}, expected true or false")
-
-
-def _one_of(name: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InvalidSetting(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
 def _check_budget(budget: Budget) -> None:

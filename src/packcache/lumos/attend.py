@@ -37,6 +37,8 @@ class CachedAttention:
         for g, (cache, branch) in enumerate(self.sources):
             rows = None if self.rows is None else self.rows[g // self.branches]
             keys, values = cache.update(layer, k[g], v[g], branch, rows=rows)
+            if cache.asks:
+                cache.observe(layer, q[g], keys, values, branch)
             out[g] = self._attend(layer, g, q[g], keys, values, rows)
         return out
 
