@@ -13,7 +13,8 @@ MINUTES ?= 240
 WORKERS ?= 0
 TRAINING = --resume --device $(DEVICE) --workers $(WORKERS)
 
-.PHONY: setup demo test nightly lint golden train-digits bench performance bench-digits bench-lumos
+.PHONY: setup demo test nightly lint golden train-digits bench performance bench-digits bench-lumos \
+        reproduce leaderboard
 
 setup: $(READY)
 
@@ -59,3 +60,15 @@ bench-digits: setup
 # the largest model at full size with random weights: some 7 GB of disk and memory, minutes
 bench-lumos: setup
 	$(BIN)/python benchmarks/full_size.py $(ARGS)
+
+# docs/results.md, from the whole protocol (hours, goes on where it was stopped) or eight prompts of
+# it: make reproduce QUICK=1
+RESULTS := benchmarks/results/$(if $(QUICK),quick,evaluate)
+reproduce: setup
+	mkdir -p $(RESULTS)
+	$(BIN)/packcache evaluate run $(if $(QUICK),--quick 8) --out $(RESULTS)
+	$(BIN)/packcache evaluate page docs/results.md --result $(RESULTS)/evaluate.json
+
+# every policy on the stored traces, and those of files dropped into a folder: ARGS="--policies-from DIR"
+leaderboard: setup
+	$(BIN)/python benchmarks/leaderboard.py $(ARGS)

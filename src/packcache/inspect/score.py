@@ -1,0 +1,462 @@
+"""Policies judged by a trace: what the tokens they keep would have got of the attention.
+
+    scores = score(Trace.load("digits.trace"), parse_policies("full,window,packcache"))
+    print("\\n".join(scores.lines()))
+
+A policy's timeline runs as in `FrameCache`, over the recorded clip, without a model and without
+torch. When latent frame f is made, the tokens held have p of the attention that f paid along the
+full cache. That bounds what attention over them can be wrong by: the output differs by
+(1 - p)(o_lost - o_kept), so by at most 2 (1 - p) max ||v|| (methods 3.3). What a frame made with
+less attention would look like, and what comes of it later, a trace does not know.
+
+The best possible at equal tokens is an oracle: for each latent frame, as many history tokens as the
+policy holds, those of largest mass in that frame. It is an upper bound and no policy: it looks
+ahead, and its sets need not nest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packcache.errors import InputError, InputFileError, InvalidSetting, PackCacheError
+from packcache.evaluate.statistics import bootstrap
+from packcache.inspect.trace import COMMIT, Trace
+from packcache.policies import Policy
+from packcache.timeline import Role, Span, Timeline
+
+__all__ = [
+    "METRICS",
+    "SCHEMA",
+    "TOLD",
+    "PolicyScore",
+    "Scores",
+    "policies_of_file",
+    "policies_of_folder",
+    "replay",
+    "score",
+    "timelines",
+]
+
+SCHEMA = "packcache.trace_score/1"
+
+#: One value a clip, means over latent frames: shares of the attention on all tokens and on history
+#: that is kept; what the oracle keeps of history, and the policy's share of that; the bound of the
+#: output's error, mean over layers; history tokens held, and tokens of all roles.
+METRICS = ("kept", "history", "best", "share", "bound", "held", "tokens")
+
+#: What a trace can tell a policy that asks for scores (`Policy.asks`).
+TOLD = (None, "observed")
+
+Floats = NDArray[np.float64]
+
+#: Mean attention `[layers, S]` of a latent frame, rows summing to 1, by clip and frame.
+Seen = Mapping[tuple[int, int], Floats]
+
+
+# --- a policy along a recorded clip --------------------------------------------------------------
+
+
+def timelines(trace: Trace, policy: Policy, clip: int = 0) -> Iterator[Timeline]:
+    """The timeline as each latent frame finds it, then as the last one leaves it.
+
+    One object, changed in place from frame to frame. Raises InvalidSetting for a policy that asks
+    for what a trace does not hold.
+    """
+    layout = trace.layout
+    visible = None if trace.visible is None else int(trace.visible.sum())
+    budget = policy.budget_for(layout.tokens, visible, trace.workload.get("token_bytes"))
+    observed = _observed(trace, policy, clip)
+    ids = trace.ids[clip] if trace.ids else [None] * len(trace.roles)
+    timeline = Timeline()
+    if trace.text:
+        _commit(timeline, policy, budget, Span.text(trace.text), ())
+    for frame, role in enumerate(trace.roles):
+        yield timeline
+        span = Span.of_frame(
+            role,
+            frame,
+            layout,
+            visible=trace.visible if role is Role.HISTORY else None,
+            ids=ids[frame],
+        )
+        _commit(timeline, policy, budget, span, observed.get(frame, ()))
+    yield timeline
+
+
+def replay(trace: Trace, policy: Policy, clip: int = 0) -> Timeline:
+    """The timeline when all latent frames of a clip are committed."""
+    *_, last = timelines(trace, policy, clip)
+    return last
+
+
+def _commit(
+    timeline: Timeline,
+    policy: Policy,
+    budget: int | None,
+    span: Span,
+    scores: tuple[()] | tuple[Floats],
+) -> None:
+    """As `FrameCache.commit`: order, append, evict."""
+    frames = [entry.span for entry in timeline.entries if entry.span.layout is not None]
+    rank = policy.rank(span, frames[-1] if frames else None, *scores)
+    timeline.append(span, rank)
+    slots = policy.plan(timeline, budget)
+    if len(slots) < timeline.physical_length:
+        timeline.keep(slots)
+
+
+def _observed(trace: Trace, policy: Policy, clip: int) -> dict[int, tuple[Floats]]:
+    """By latent frame, what a policy that asks for observed attention is told; else nothing.
+
+    The shares that a frame's own queries gave its tokens at the commit, mean over the recorded
+    layers: the cache's own score is of all layers and of other queries.
+    """
+    if policy.asks not in TOLD:
+        raise InvalidSetting(
+            f"{policy!r} goes by {policy.asks!r} scores, and a trace holds none, only observed "
+            "attention: leave it out"
+        )
+    if policy.asks is None:
+        return {}
+    found: dict[int, tuple[Floats]] = {}
+    for sample in trace.samples:
+        if (sample.clip, sample.step, sample.branch) == (clip, COMMIT, 0):
+            own = sample.mass[:, -trace.layout.tokens :].astype(np.float64)
+            found[sample.frame] = ((own / own.sum(axis=1, keepdims=True)).mean(axis=0),)
+    if len(found) < len(trace.roles):
+        raise InvalidSetting(
+            f"{policy!r} goes by observed attention, and the trace has the commits of {len(found)} "
+            f"of {len(trace.roles)} latent frames: record all of them, or leave it out"
+        )
+    return found
+
+
+# --- what it keeps -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PolicyScore:
+    """One policy's row: `values[metric] [clips]` (NaN: says nothing), `layers [clips, layers]`.
+
+    `layers` is the attention kept by layer; `since` the first latent frame that counts, the first
+    one after an eviction, or without any the first one with history.
+    """
+
+    label: str
+    policy: str
+    values: dict[str, Floats]
+    layers: Floats
+    since: int
+
+    @property
+    def held(self) -> int:
+        """History tokens held, mean over clips and latent frames, to whole tokens."""
+        return round(float(self.values["held"].mean()))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "policy": self.label,
+            "settings": self.policy,
+            "since": self.since,
+            **{name: _summary(values) for name, values in self.values.items()},
+            "kept_by_layer": self.layers.mean(axis=0).tolist(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """All rows, in the order asked for, over the clips of all traces."""
+
+    rows: list[PolicyScore]
+    traces: list[Trace]
+
+    def groups(self) -> list[list[PolicyScore]]:
+        """Rows that hold equally many tokens, most first; in a group by attention kept."""
+        held: dict[int, list[PolicyScore]] = {}
+        for row in self.rows:
+            held.setdefault(row.held, []).append(row)
+        return [
+            sorted(held[count], key=lambda row: -row.values["kept"].mean())
+            for count in sorted(held, reverse=True)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Rows as in the groups; the environment is that of the recording."""
+        first = self.traces[0]
+        return {
+            "schema": SCHEMA,
+            "environment": first.environment,
+            "workload": {
+                "traces": [trace.workload for trace in self.traces],
+                "clips": sum(len(trace.clips) for trace in self.traces),
+                "layers": list(first.layers),
+                "tokens_per_frame": first.layout.tokens,
+            },
+            "results": [row.to_json() for group in self.groups() for row in group],
+        }
+
+    def lines(self) -> list[str]:
+        """The table as text."""
+        tokens = self.traces[0].layout.tokens
+        clips = sum(len(trace.clips) for trace in self.traces)
+        lines = [
+            f"attention kept, % of the full cache's: mean of {clips} clips, 95 % interval",
+            "of best: of what as many history tokens could keep, chosen anew for each latent frame",
+            "bound: of the error of attention's output; from: the first latent frame that counts",
+            f"{'kept':>40}{'history':>9}{'interval':>15}{'of best':>9}{'bound':>8}{'from':>6}",
+        ]
+        for group in self.groups():
+            held = group[0].held
+            lines.append(f"{held} history tokens held ({held / tokens:.2f} latent frames)")
+            lines += [_line(row.to_json()) for row in group]
+        return lines
+
+
+def score(traces: Trace | Sequence[Trace], policies: Mapping[str, Policy]) -> Scores:
+    """What each policy keeps of the attention, over all clips of the traces.
+
+    Means are over latent frames after the policy's first eviction; a policy that evicts nothing is
+    judged by all frames with history, of which it keeps exactly 1. The conditional branch counts.
+    Raises InputError for traces that do not go together or hold no history, and for a policy of
+    somebody else that fails.
+    """
+    several = [traces] if isinstance(traces, Trace) else list(traces)
+    _check_traces(several)
+    if not policies:
+        raise InvalidSetting("no policy to score: give at least one")
+    seen = [_seen(trace) for trace in several]
+    return Scores(
+        rows=[_row(label, policy, several, seen) for label, policy in policies.items()],
+        traces=several,
+    )
+
+
+def _check_traces(traces: Sequence[Trace]) -> None:
+    if not traces:
+        raise InvalidSetting("no trace to score: give at least one")
+    first = traces[0]
+    for trace in traces:
+        if (trace.layout, trace.layers) != (first.layout, first.layers):
+            raise InputError(
+                f"traces of {trace.layout} with layers {trace.layers} and of {first.layout} with "
+                f"layers {first.layers} were given, expected one model's: score them apart"
+            )
+        images = trace.roles.count(Role.IMAGE)
+        if not any(s.frame > images and s.branch == 0 for s in trace.samples):
+            raise InputError(
+                f"the trace has no history: its samples are of the first {images + 1} latent "
+                "frames, expected later ones; record a longer clip"
+            )
+
+
+def _seen(trace: Trace) -> Seen:
+    """Mean attention over the samples of each latent frame."""
+    found: dict[tuple[int, int], list[Floats]] = {}
+    for sample in trace.samples:
+        if sample.branch == 0:
+            mass = sample.mass.astype(np.float64)
+            share = mass / mass.sum(axis=1, keepdims=True)
+            found.setdefault((sample.clip, sample.frame), []).append(share)
+    return {key: np.mean(shares, axis=0) for key, shares in found.items()}
+
+
+def _row(label: str, policy: Policy, traces: Sequence[Trace], seen: Sequence[Seen]) -> PolicyScore:
+    clips = [
+        _clip(label, policy, trace, masses, clip)
+        for trace, masses in zip(traces, seen, strict=True)
+        for clip in trace.clips
+    ]
+    values = {name: np.array([clip.means[name] for clip in clips]) for name in METRICS}
+    return PolicyScore(
+        label=label,
+        policy=repr(policy),
+        values=values,
+        layers=np.stack([clip.layers for clip in clips]),
+        since=min(clip.since for clip in clips),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Clip:
+    means: dict[str, float]
+    layers: Floats
+    since: int
+
+
+def _clip(label: str, policy: Policy, trace: Trace, seen: Seen, clip: int) -> _Clip:
+    """One policy along one clip, mean over the latent frames that count."""
+    first = trace.roles.count(Role.IMAGE) + 1  # with history
+    found: list[tuple[int, dict[str, float], Floats]] = []
+    evicted_from = len(trace.roles)
+    frame = 0
+    try:
+        for frame, timeline in enumerate(timelines(trace, policy, clip)):
+            if timeline.evicted_tokens:
+                evicted_from = min(evicted_from, frame)
+            if frame >= first and (clip, frame) in seen:
+                found.append((frame, *_kept(trace, timeline, frame, seen[clip, frame])))
+    except PackCacheError:
+        raise
+    except Exception as error:  # a policy may be anybody's
+        raise InputError(
+            f"policy {label!r} fails at latent frame {frame} of clip {clip}: {_said(error)}"
+        ) from error
+    counted = [one for one in found if one[0] >= evicted_from] or found
+    rows = [values for _, values, _ in counted]
+    return _Clip(
+        means={name: _mean([values[name] for values in rows]) for name in METRICS},
+        layers=np.mean([layers for *_, layers in counted], axis=0),
+        since=counted[0][0],
+    )
+
+
+def _kept(
+    trace: Trace, timeline: Timeline, frame: int, mass: Floats
+) -> tuple[dict[str, float], Floats]:
+    """Every metric of one latent frame with attention `mass [layers, S]`; kept by layer."""
+    held, history = _held(trace, timeline, frame), _history(trace, frame)
+    lost = mass[:, ~held].sum(axis=1)
+    on_history = mass.mean(axis=0)[history]
+    total, count = on_history.sum(), int(held[history].sum())
+    lost_history = on_history[~held[history]].sum()
+    lost_best = np.sort(on_history)[: len(on_history) - count].sum()
+    kept_history, best = (
+        1 - part / total if total else np.nan for part in (lost_history, lost_best)
+    )
+    return {
+        "kept": 1 - lost.mean(),
+        "history": kept_history,
+        "best": best,
+        "share": kept_history / best if count else np.nan,
+        "bound": (2 * lost * trace.value_norm).mean(),
+        "held": count,
+        "tokens": timeline.physical_length,
+    }, 1 - lost
+
+
+def _held(trace: Trace, timeline: Timeline, frame: int) -> NDArray[np.bool_]:
+    """Which of the S tokens frame `frame` can attend to: those held, and its own."""
+    held = np.zeros(trace.length(frame), dtype=bool)
+    for entry in timeline.entries:
+        held[entry.start + entry.held] = True
+    held[-trace.layout.tokens :] = True
+    return held
+
+
+def _history(trace: Trace, frame: int) -> NDArray[np.bool_]:
+    """Which of the S tokens are history."""
+    frames = [role is Role.HISTORY for role in trace.roles[:frame]]
+    return np.concatenate(
+        (
+            np.zeros(trace.text, dtype=bool),
+            np.repeat(np.array(frames, dtype=bool), trace.layout.tokens),
+            np.zeros(trace.layout.tokens, dtype=bool),
+        )
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of what is known, NaN if nothing is."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else np.nan
+
+
+def _summary(values: Floats) -> dict[str, float] | None:
+    """Mean and bootstrap interval over clips; None where a clip says nothing."""
+    return None if np.isnan(values).any() else bootstrap(values).at()
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    history, share = row["history"], row["share"]
+    interval = f"{100 * history['low']:.1f} to {100 * history['high']:.1f}" if history else "-"
+    shown = [
+        f"{100 * part['mean']:{width}.1f}" if part else f"{'-':>{width}}"
+        for part, width in ((row["kept"], 6), (history, 9), (share, 9))
+    ]
+    return (
+        f"  {row['policy']:32}{shown[0]}{shown[1]} {interval:>14}{shown[2]}"
+        f"{row['bound']['mean']:8.2f}{row['since']:6}"
+    )
+
+
+# --- policies of somebody else -------------------------------------------------------------------
+
+
+def policies_of_file(path: str | Path) -> dict[str, Policy]:
+    """The policies of a Python file, which is run: name only files you trust.
+
+    Every instance of a policy by its name, and every policy class of the file with its defaults;
+    names that begin with an underscore are left out. Labels are `file:name`. Raises InputFileError
+    for a file that does not run, has none, or one that needs a setting.
+    """
+    path = Path(path)
+    module = _run(path)
+    found: dict[str, Policy] = {}
+    for name, thing in vars(module).items():
+        if name.startswith("_"):
+            continue
+        if inspect.isclass(thing):
+            if issubclass(thing, Policy) and thing.__module__ == module.__name__:
+                found[f"{path.stem}:{name}"] = _with_defaults(path, thing)
+        elif issubclass(thing.__class__, Policy):
+            found[f"{path.stem}:{name}"] = thing
+    if not found:
+        raise InputFileError(
+            f"{path} has no policy, expected a class that inherits from packcache.policies.Policy, "
+            "or an instance of one"
+        )
+    return found
+
+
+def policies_of_folder(folder: str | Path) -> dict[str, Policy]:
+    """The policies of all Python files in a folder, by name of the file."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputFileError(f"{folder} is no folder, expected one with policy files (*.py)")
+    files = sorted(folder.glob("*.py"))
+    if not files:
+        raise InputFileError(f"{folder} has no policy file, expected at least one *.py")
+    return {label: policy for path in files for label, policy in policies_of_file(path).items()}
+
+
+def _run(path: Path) -> ModuleType:
+    """The file as a module of its own name, known while it runs, since dataclasses look it up."""
+    if not path.is_file():
+        raise InputFileError(f"{path} is no file, expected a Python file with a policy")
+    name = f"packcache_policies_of_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputFileError(f"{path} is no Python file: its name should end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever somebody's file raises
+        del sys.modules[name]
+        raise InputFileError(f"{path} does not run: {_said(error)}") from error
+    return module
+
+
+def _with_defaults(path: Path, kind: type[Policy]) -> Policy:
+    try:
+        return kind()
+    except Exception as error:
+        raise InputFileError(
+            f"policy {kind.__name__} of {path} cannot be made without settings ({_said(error)}): "
+            "give every field a default, or make an instance in the file"
+        ) from error
+
+
+def _said(error: BaseException) -> str:
+    """An error of somebody else's, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
