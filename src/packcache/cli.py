@@ -12,7 +12,16 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import packcache
-from packcache import cli_bench, cli_check, cli_evaluate, cli_generate, cli_lumos
+from packcache import (
+    cli_bench,
+    cli_check,
+    cli_evaluate,
+    cli_generate,
+    cli_inspect,
+    cli_lumos,
+    cli_trace,
+    cli_vbench,
+)
 from packcache.cli_options import (
     POLICIES_HELP,
     AsJson,
@@ -46,6 +55,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_evaluate.app, name="evaluate")
+app.add_typer(cli_trace.app, name="trace")
+app.add_typer(cli_vbench.app, name="vbench")
 
 Prompt = Annotated[str, typer.Argument(help="what to show, e.g. 'a red 3 moving right'")]
 
@@ -77,6 +88,8 @@ app.command()(cli_bench.bench)
 app.command()(cli_lumos.plan)
 app.command()(cli_lumos.doctor)
 app.command()(cli_check.check)
+app.command()(cli_inspect.inspect)
+app.command()(cli_inspect.calibrate)
 
 
 @app.command()
