@@ -1,4 +1,4 @@
-"""`packcache evaluate`: quality against truth, memory against the gap, reuse against none."""
+"""`packcache evaluate`: a protocol for every policy; truth, memory and reuse by themselves."""
 
 from __future__ import annotations
 
@@ -22,6 +22,70 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")
 @app.callback()
 def _evaluate() -> None:
     """Measure quality against a world that can tell right from wrong (the embedded model's)."""
+
+
+@app.command()
+def run(
+    protocol: Annotated[
+        Path, typer.Option("--protocol", help="what is asked, and what counts as no worse")
+    ] = Path("benchmarks/protocol.toml"),
+    quick: Annotated[
+        int | None, typer.Option("--quick", help="so many prompts at most; minutes, exploratory")
+    ] = None,
+    parts: Annotated[str, typer.Option(help="of memory, replay, running")] = (
+        "replay,memory,running"
+    ),
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N")] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """What every policy costs, by a protocol that was fixed beforehand.
+
+    Asked again with the same --out it goes on: clips that are done are in clips.jsonl there.
+    """
+    from packcache import files
+    from packcache.evaluate import evaluation_report
+    from packcache.evaluate.evaluation import Evaluation
+    from packcache.evaluate.protocol import read_protocol
+    from packcache.models import load
+
+    asked = read_protocol(protocol)
+    asked = asked if quick is None else asked.cut(quick)
+    wanted = [part.strip() for part in parts.split(",")]
+    if out is not None:
+        files.check_output_folder(out)
+    pipeline = load(asked.clips.model, device=device)
+    with progress("evaluating") as advance:
+        found = Evaluation(
+            pipeline,
+            asked,
+            out,
+            parts=wanted,  # type: ignore[arg-type]  # checked where it is used
+            on_step=advance and (lambda _, done, total: advance(done, total)),
+        )
+        found.run()
+        result = found.result()
+    if out is not None:
+        evaluation_report.save(result, out)
+    if as_json:
+        print_json(result)
+        return
+    print("\n".join(evaluation_report.lines(result)))
+
+
+@app.command()
+def page(
+    path: Annotated[Path, typer.Argument(help="the page to write, such as docs/results.md")],
+    result: Annotated[Path, typer.Option(help="of packcache evaluate run")] = Path(
+        "benchmarks/results/evaluate/evaluate.json"
+    ),
+) -> None:
+    """The tables of a stored evaluation, and what they say of the paper's claims, as Markdown."""
+    from packcache import files
+    from packcache.evaluate import results_page
+
+    files.check_folder(path.parent)
+    files.write_text(path, results_page.render(results_page.read_evaluation(result), result.name))
 
 
 @app.command()

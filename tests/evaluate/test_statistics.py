@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packcache.errors import InvalidSetting
-from packcache.evaluate.statistics import bootstrap, holm, mcnemar, sign_flip, versus, wilson
+from packcache.evaluate.statistics import (
+    bootstrap,
+    holm,
+    known_mean,
+    mcnemar,
+    sign_flip,
+    versus,
+    wilson,
+)
 
 stats = pytest.importorskip("scipy.stats", reason="SciPy comes with the extra [eval]")
 
@@ -218,3 +226,9 @@ def test_versus_counts_pairs_and_corrects_over_methods():
 def test_wrong_use_is_told(call, says):
     with pytest.raises(InvalidSetting, match=says):
         call()
+
+
+def test_a_mean_of_what_is_known():
+    values = np.array([[1.0, 3.0, np.nan], [np.nan] * 3, [2.0, 2.0, 2.0]])
+    np.testing.assert_array_equal(known_mean(values), [2.0, np.nan, 2.0])
+    assert known_mean(values[None]).shape == (1, 3)

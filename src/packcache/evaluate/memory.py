@@ -463,7 +463,7 @@ class Horizon:
 
 def horizon(
     pipeline: Pipeline,
-    policies: Mapping[str, str] = DEFAULT_POLICIES,
+    policies: Mapping[str, str | Policy] = DEFAULT_POLICIES,
     *,
     gaps: Sequence[int] = (1, 2, 3, 4, 6, 8),
     clips: int = 64,
@@ -478,7 +478,7 @@ def horizon(
     """Ask every policy about the same clips at every gap.
 
     Args:
-        policies: spellings (`memory_policy`) by label.
+        policies: policies, or spellings (`memory_policy`), by label.
         gaps: latent frames under the curtain.
         clips, seed, source: as for `memory_scenes`.
         judge, judged: reads what the pipeline itself makes of the first `judged` clips.
@@ -486,7 +486,10 @@ def horizon(
         on_step: `on_step(done, total)` after each call, in clips asked.
         settings: `positions`, `rebase`, sampling of judged frames, as for `Pipeline.run`.
     """
-    chosen = {label: memory_policy(text) for label, text in policies.items()}
+    chosen = {
+        label: memory_policy(policy) if isinstance(policy, str) else policy
+        for label, policy in policies.items()
+    }
     _check(chosen, gaps, clips, judge, judged, batch)
     settings = {"positions": "rebase", "rebase": "trained", **settings}
     scenes = {gap: memory_scenes(clips, gap, seed, source) for gap in gaps}
@@ -511,7 +514,7 @@ def horizon(
     asked = {"gaps": list(gaps), "clips": clips, "seed": seed, "source": source}
     weight = pipeline.model.lm_head.weight
     return Horizon(
-        policies=dict(policies),
+        policies={label: str(policy) for label, policy in policies.items()},
         gaps=tuple(gaps),
         values=values,
         bounds=bounds,

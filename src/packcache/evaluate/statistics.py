@@ -24,6 +24,7 @@ __all__ = [
     "Interval",
     "bootstrap",
     "holm",
+    "known_mean",
     "mcnemar",
     "sign_flip",
     "versus",
@@ -107,6 +108,13 @@ def _bounds(
     tail = (1 - level) / 2
     low, high = np.quantile(means, (tail, 1 - tail), axis=0)
     return low, high
+
+
+def known_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the last axis of what is no NaN; NaN where nothing is known."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0.0).sum(axis=-1)
+    return np.where(known.any(axis=-1), total / np.maximum(known.sum(axis=-1), 1), np.nan)
 
 
 def wilson(hits: int, total: int, *, level: float = 0.95) -> tuple[float, float]:

@@ -1,0 +1,300 @@
+"""Teacher-forced replay: the full cache's own tokens, fed to every policy (evaluation 8d.1).
+
+    replay = Replay(load("digits"), protocol, ledger)
+    replay.run(); replay.values("packcache 2")["kl"]           # [clips, latent frames]
+
+No sampling noise: every row sees the same clip, latent frame by latent frame, and is asked for the
+next one when a share of its codes is known. What it answers is held against the full cache's
+answer: KL(full || row) of the guided distribution, how often the most likely code agrees, and the
+surprise at the code that was recorded. Along true clips the surprise at the true code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from packcache.digits import world
+from packcache.digits.prompts import prompt
+from packcache.errors import GenerationError
+from packcache.evaluate.ledger import Ledger
+from packcache.evaluate.protocol import Kernel, Protocol, Row
+from packcache.evaluate.table import Case, cases
+from packcache.lumos.decode import Decoder
+from packcache.lumos.pipeline import Pipeline
+from packcache.lumos.vocab import pixel_frames
+
+__all__ = ["METRICS", "Replay", "batches", "kernel", "settings_of"]
+
+#: One value a generated latent frame, mean over undecided codes and shares known.
+METRICS = ("kl", "agreement", "nll", "nll_full")
+
+#: Along true clips, which the full cache did not make.
+TRUE_METRICS = ("nll_true",)
+
+#: Clips that run as one call: their answers are held until every row was asked.
+BATCH = 8
+
+Values = NDArray[np.float64]
+
+#: Told of a clip that is shown: its codes `[B, latents, rows, cols]` and which codes are known,
+#: bool `[B, shares, latents, N]`.
+Shown = tuple[Tensor, Tensor]
+
+
+class Replay:
+    """Asks what a ledger does not know yet.
+
+    Args:
+        pipeline: the model that the protocol names.
+        on_step: called with clips done and all there are, over rows.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        protocol: Protocol,
+        known: Ledger,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.pipeline, self.protocol, self.known = pipeline, protocol, known
+        self.plan, self.on_step = protocol.replay, on_step
+        self.cases = cases(self.plan.prompts, protocol.clips.seed)
+        self.rows = [
+            row for row in protocol.rows.values()
+            if not row.other_draws and row is not protocol.reference
+        ]  # fmt: skip
+        self.done = 0
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All clips of all rows; what is known already is not asked again."""
+        for numbers in batches(self.cases, range(self.plan.prompts), BATCH):
+            self._recorded(numbers)
+            self._true([n for n in numbers if n < self.plan.true_prompts])
+
+    def _recorded(self, numbers: Sequence[int]) -> None:
+        """Make the full cache's clips, and ask every row along them."""
+        missing = self._missing(numbers, "replay", set(METRICS))
+        if not missing:
+            self._advance(numbers)
+            return
+        codes = self._codes(numbers)
+        shown = codes, self._told(numbers, codes)
+        full = list(self._answers(self.protocol.reference, numbers, shown))
+        own = _surprise(full, shown, self._given(numbers))
+        for row in self.rows:
+            if row.label in missing:
+                found = _held_against(full, self._answers(row, numbers, shown), shown)
+                for place, number in enumerate(numbers):
+                    values = {name: v[place].tolist() for name, v in found.items()}
+                    values["nll_full"] = own[place].tolist()
+                    self.known.add((row.label, "replay", number), values)
+        self._advance(numbers)
+
+    def _true(self, numbers: Sequence[int]) -> None:
+        """The surprise of every row, the reference too, along true clips."""
+        rows = [self.protocol.reference, *self.rows]
+        if not numbers:
+            return
+        videos = [world.render(self.cases[n].scene, self._frames) for n in numbers]
+        codes = torch.stack([self.pipeline.encode_video(video) for video in videos]).long()
+        shown = codes, self._told(numbers, codes)
+        for row in rows:
+            keys = [(row.label, "true", number) for number in numbers]
+            if all(self.known.has(key, set(TRUE_METRICS)) for key in keys):
+                continue
+            found = _surprise(self._answers(row, numbers, shown), shown, self._given(numbers))
+            for key, own in zip(keys, found, strict=True):
+                self.known.add(key, {"nll_true": own.tolist()})
+
+    def _missing(self, numbers: Sequence[int], part: str, names: set[str]) -> set[str]:
+        """Labels of rows that have not answered all of these clips."""
+        return {
+            row.label
+            for row in self.rows
+            if not all(self.known.has((row.label, part, n), names) for n in numbers)
+        }
+
+    def _advance(self, numbers: Sequence[int]) -> None:
+        self.done += len(numbers)
+        if self.on_step:
+            self.on_step(self.done, self.plan.prompts)
+
+    # --- one batch ----------------------------------------------------------------------------
+
+    @property
+    def _frames(self) -> int:
+        """Pixel frames that fill whole latent frames."""
+        group = self.pipeline.model.config.compression[0]
+        return pixel_frames(-(-(self.plan.frames - 1) // group) + 1, group)
+
+    def _given(self, numbers: Sequence[int]) -> int:
+        """Latent frames that a clip of this batch starts with."""
+        return int(self.cases[numbers[0]].with_image)
+
+    def _codes(self, numbers: Sequence[int]) -> Tensor:
+        """Codes `[B, latents, rows, cols]` that the full cache makes, its usual way."""
+        key = self.protocol.reference.label, "clip"
+        if not all(self.known.has((*key, number), {"codes"}) for number in numbers):
+            chosen = [self.cases[number] for number in numbers]
+            clips = self.pipeline.generate_many(
+                [prompt(case.scene) for case in chosen],
+                frames=self.plan.frames,
+                policy=self.protocol.reference.make(),
+                **settings_of(self.protocol.reference, chosen),
+            )
+            for number, clip in zip(numbers, clips, strict=True):
+                self.known.add((*key, number), {"codes": clip.codes.tolist()})
+        stored = [self.known.found[(*key, number)]["codes"] for number in numbers]
+        return torch.tensor(stored)
+
+    def _told(self, numbers: Sequence[int], codes: Tensor) -> Tensor:
+        """Which codes are known, bool `[B, shares, latents, N]`: drawn clip by clip, nested."""
+        _, latents, *grid = codes.shape
+        count = int(np.prod(grid))
+        told = torch.zeros(len(numbers), len(self.plan.known), latents, count, dtype=torch.bool)
+        for place, number in enumerate(numbers):
+            rng = np.random.default_rng((self.protocol.clips.seed, number))
+            for latent in range(latents):
+                order = torch.from_numpy(rng.permutation(count))
+                for state, share in enumerate(self.plan.known):
+                    told[place, state, latent, order[: round(share * count)]] = True
+        return told
+
+    def _answers(self, row: Row, numbers: Sequence[int], shown: Shown) -> Iterator[Tensor]:
+        """log p `[B, shares, N, codes]` of each latent frame that is not given."""
+        codes, told = shown
+        chosen = [self.cases[number] for number in numbers]
+        decoder = self._decoder(row, chosen)
+        with kernel(row.kernel):
+            decoder.prefill()
+            for latent, own in enumerate(codes.unbind(1)):
+                given = latent < self._given(numbers)
+                if not given:
+                    flat = own.flatten(1)
+                    asked = [torch.where(t[:, latent], flat, -1) for t in told.unbind(1)]
+                    yield torch.stack([_log_p(decoder, known) for known in asked], dim=1)
+                decoder.give(own, as_generated=not given)
+
+    def _decoder(self, row: Row, chosen: Sequence[Case]) -> Decoder:
+        return self.pipeline.run(
+            [prompt(case.scene) for case in chosen],
+            frames=self.plan.frames,
+            policy=row.make(),
+            **{**settings_of(row, chosen), "image": None},
+        ).decoder
+
+    # --- what was found -----------------------------------------------------------------------
+
+    def values(self, label: str) -> dict[str, Values]:
+        """By metric, `[clips, generated latent frames]` of clips with an image and without; NaN
+        where a clip has no such frame, which is the first one of those that are given it."""
+        latents = max(len(v["kl"]) for v in self._found(label, "replay").values())
+        found = {name: np.full((self.plan.prompts, latents), np.nan) for name in METRICS}
+        for number, own in self._found(label, "replay").items():
+            for name in METRICS:
+                found[name][number, latents - len(own[name]) :] = own[name]
+        return found
+
+    def _found(self, label: str, part: str) -> dict[int, Mapping[str, Any]]:
+        keys = {number: (label, part, number) for number in range(self.plan.prompts)}
+        return {n: self.known.found[key] for n, key in keys.items() if key in self.known.found}
+
+
+# --- shared with free running --------------------------------------------------------------------
+
+
+def settings_of(row: Row, chosen: Sequence[Case], seed: int = 0) -> dict[str, Any]:
+    """How a row runs clips, all from text or all with an image: keywords for `Pipeline.run`."""
+    pictures = [Image.fromarray(world.render(case.scene, 1)[0]) for case in chosen]
+    return {
+        "image": pictures if chosen[0].with_image else None,
+        "seed": [_seed(row, case.seed, seed) for case in chosen],
+        "positions": row.positions,
+    }
+
+
+def _seed(row: Row, own: int, seed: int) -> int:
+    """Draws of a clip; another seed, or a row of other draws, shares none."""
+    return own + (2 * seed + row.other_draws) * OTHER_DRAWS
+
+
+#: Seeds of clips are below it.
+OTHER_DRAWS = 1_000_003
+
+
+@contextlib.contextmanager
+def kernel(name: Kernel) -> Iterator[None]:
+    """Attention as usual, or by plain products, whose sums come in another order."""
+    if name == "usual":
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def batches(chosen: Sequence[Case], numbers: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Numbers of clips that can run as one call: with an image or without, at most `size`."""
+    for with_image in (False, True):
+        group = [number for number in numbers if chosen[number].with_image == with_image]
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+# --- numbers from answers ------------------------------------------------------------------------
+
+
+def _log_p(decoder: Decoder, known: Tensor) -> Tensor:
+    log_p = decoder.predict(known).log_softmax(dim=-1)
+    if bool(log_p.isnan().any()):
+        raise GenerationError(
+            f"NaN logits in latent frame {decoder.frame}: the weights or the dtype are broken; try "
+            "float32"
+        )
+    return log_p
+
+
+def _held_against(
+    full: Sequence[Tensor], answers: Iterator[Tensor], shown: Shown
+) -> dict[str, Values]:
+    """KL, agreement and surprise of a row, `[B, frames]` each, mean over what was asked."""
+    codes, told = shown
+    first = codes.shape[1] - len(full)
+    rows: dict[str, list[Tensor]] = {"kl": [], "agreement": [], "nll": []}
+    for latent, (p, q) in enumerate(zip(full, answers, strict=True), start=first):
+        open_ = ~told[:, :, latent].to(p.device)
+        rows["kl"].append(_mean((p.exp() * (p - q)).sum(dim=-1), open_))
+        rows["agreement"].append(_mean((p.argmax(-1) == q.argmax(-1)).float(), open_))
+        rows["nll"].append(_mean(_own(q, codes[:, latent]), open_))
+    return {name: torch.stack(own, dim=1).double().cpu().numpy() for name, own in rows.items()}
+
+
+def _surprise(answers: Iterator[Tensor] | Sequence[Tensor], shown: Shown, first: int) -> Values:
+    """Nats a code of the clip shown, `[B, frames]`."""
+    codes, told = shown
+    found = [
+        _mean(_own(q, codes[:, latent]), ~told[:, :, latent].to(q.device))
+        for latent, q in enumerate(answers, start=first)
+    ]
+    return torch.stack(found, dim=1).double().cpu().numpy()
+
+
+def _own(log_p: Tensor, codes: Tensor) -> Tensor:
+    """-log p `[B, shares, N]` of the codes `[B, rows, cols]` that came."""
+    index = codes.flatten(1).to(log_p.device)[:, None, :, None].expand(-1, log_p.shape[1], -1, -1)
+    return -log_p.gather(-1, index)[..., 0]
+
+
+def _mean(values: Tensor, asked: Tensor) -> Tensor:
+    """Mean of `[B, shares, N]` over what was asked, `[B]`."""
+    return (values * asked).sum(dim=(1, 2)) / asked.sum(dim=(1, 2))

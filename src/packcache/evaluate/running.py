@@ -1,0 +1,178 @@
+"""Free running with common random numbers: clips made with each row's own cache, then judged.
+
+    running = Running(load("digits"), protocol, protocol.running[0], ledger)
+    running.run(); running.values("packcache 2", "identity")   # [prompts, seeds, latent frames]
+
+Draws are keyed by seed and latent frame and do not depend on the policy, so all rows share them
+(evaluation 8d.2). Of each clip are kept: what is true in it, latent frame by latent frame; from
+which code on it differs from the full cache's; video metrics that need no weights; and its distance
+in pixels from the full cache's clip, a measure of divergence and not of quality. Two more rows are
+no policies: `ceiling`, the true clip through the codec, and `floor`, the first frame repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from packcache.digits import world
+from packcache.digits.prompts import prompt
+from packcache.evaluate import truth
+from packcache.evaluate.ledger import Ledger
+from packcache.evaluate.protocol import Protocol, Row, RunningPlan
+from packcache.evaluate.replay import batches, kernel, settings_of
+from packcache.evaluate.table import Case, cases
+from packcache.evaluate.video_metrics import measure
+from packcache.lumos.pipeline import Pipeline
+from packcache.lumos.vocab import latent_frames, pixel_frames
+from packcache.video import Frames
+
+__all__ = ["BESIDE", "SERIES", "Running"]
+
+#: Rows that no policy made.
+BESIDE = ("ceiling", "floor")
+
+#: What is kept latent frame by latent frame; everything else is one number a clip.
+TRUE_SERIES = ("digit", "colour", "count", "identity")
+SERIES = (
+    *TRUE_SERIES, "psnr", "ssim", "sharpness", "hf_share", "luminance", "contrast", "saturation",
+)  # fmt: skip
+
+#: Clips that run as one call.
+BATCH = 8
+
+Values = NDArray[np.float64]
+
+
+class Running:
+    """One plan of a protocol. What a ledger does not know yet is made, the reference first."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        protocol: Protocol,
+        plan: RunningPlan,
+        known: Ledger,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.pipeline, self.protocol, self.plan = pipeline, protocol, plan
+        self.known, self.on_step = known, on_step
+        self.cases = cases(plan.prompts, protocol.clips.seed)
+        self.latents = latent_frames(plan.frames, pipeline.model.config.compression[0])
+        self.part = f"run {plan.frames}"
+        reference = protocol.reference
+        others = [row for row in protocol.rows.values() if row is not reference]
+        self.rows = [row for row in (reference, *others) if plan.count(row.label)]
+        self.total = plan.seeds * sum(plan.count(row.label) for row in self.rows)
+        self.done = 0
+
+    def run(self) -> None:
+        """All clips of all rows, and the two that no policy makes."""
+        for row in self.rows:
+            for seed in self.protocol.clips.seeds[: self.plan.seeds]:
+                count = self.plan.count(row.label)
+                for numbers in batches(self.cases, range(count), BATCH):
+                    missing = [n for n in numbers if not self._knows(row.label, n, seed)]
+                    if missing:
+                        self._make(row, missing, seed)
+                    self.done += len(numbers)
+                    if self.on_step:
+                        self.on_step(self.done, self.total)
+        for number, case in enumerate(self.cases):
+            if not self._knows(BESIDE[0], number, 0):
+                self._beside(case, number)
+
+    def _key(self, label: str, number: int, seed: int) -> tuple[str, str, int, int]:
+        return label, self.part, number, seed
+
+    def _knows(self, label: str, number: int, seed: int) -> bool:
+        return self.known.has(self._key(label, number, seed), {"identity"})
+
+    # --- making -------------------------------------------------------------------------------
+
+    def _make(self, row: Row, numbers: Sequence[int], seed: int) -> None:
+        chosen = [self.cases[number] for number in numbers]
+        with kernel(row.kernel):
+            clips = self.pipeline.generate_many(
+                [prompt(case.scene) for case in chosen],
+                frames=self.plan.frames,
+                policy=row.make(),
+                **settings_of(row, chosen, seed),
+            )
+        for case, number, clip in zip(chosen, numbers, clips, strict=True):
+            found = self._judged(case, clip.frames)
+            if row is self.protocol.reference:
+                found["codes"] = clip.codes.tolist()
+            else:
+                found |= self._beside_full(clip.frames, clip.codes, number, seed)
+            found["held"] = float(sum(clip.stats.kept[-1].values()))
+            self.known.add(self._key(row.label, number, seed), found)
+
+    def _beside(self, case: Case, number: int) -> None:
+        """What the codec leaves of the truth, and a clip that stands still."""
+        whole = pixel_frames(self.latents, self.pipeline.model.config.compression[0])
+        true = world.render(case.scene, whole)
+        back = truth.through_codec(true, self.pipeline.codec.encode, self.pipeline.codec.decode)
+        still = truth.copy_last(back, 1)
+        for label, frames in zip(BESIDE, (back, still), strict=True):
+            found = self._judged(case, frames[: self.plan.frames])
+            self.known.add(self._key(label, number, 0), found)
+
+    def _beside_full(self, frames: Frames, codes: Tensor, number: int, seed: int) -> dict[str, Any]:
+        """Against the reference's clip of the same prompt and seed."""
+        label = self.protocol.reference.label
+        stored = self.known.found.get(self._key(label, number, seed))
+        if stored is None:
+            return {"diverged": None}
+        theirs = torch.tensor(stored["codes"])
+        differ = (codes.cpu() != theirs).flatten(1).any(dim=1).nonzero()
+        pixels = self.pipeline.pixels(theirs)[: self.plan.frames]
+        measured = measure(frames, fps=self.pipeline.fps, against=pixels)
+        series = {name: self._by_latent(measured.series[name]) for name in ("psnr", "ssim")}
+        return {"diverged": int(differ[0, 0]) if len(differ) else None, **series}
+
+    # --- judging ------------------------------------------------------------------------------
+
+    def _judged(self, case: Case, frames: Frames) -> dict[str, Any]:
+        judgement = case.judge(frames)
+        curves = judgement.curves
+        identity = (
+            curves.digit * curves.colour if case.scene.kind == "one" else curves.digit * np.nan
+        )
+        series = {"digit": curves.digit, "colour": curves.colour, "count": curves.count}
+        found: dict[str, Any] = {
+            name: self._by_latent(values)
+            for name, values in {**series, "identity": identity}.items()
+        }
+        for name in ("direction", "speed", "speed_variation", "background", "survival"):
+            found[name] = getattr(judgement, name)
+        measured = measure(frames, fps=self.pipeline.fps)
+        found |= {n: None if v is None else float(v) for n, v in measured.scalars.items()}
+        whole = {n: own for n, own in measured.series.items() if len(own) == len(frames)}
+        return found | {name: self._by_latent(own) for name, own in whole.items()}
+
+    def _by_latent(self, values: Values) -> list[float | None]:
+        """Means over the pixel frames of each latent frame; None where nothing is asked."""
+        latent = world.latent_of(np.arange(len(values)))
+        own = [values[latent == number] for number in range(int(latent[-1]) + 1)]
+        return [None if np.isnan(v).all() else float(np.nanmean(v)) for v in own]
+
+    # --- what was found -----------------------------------------------------------------------
+
+    def values(self, label: str, name: str) -> Values:
+        """`[prompts, seeds]` of a number, `[prompts, seeds, latents]` of a series; NaN where there
+        is none. Rows that no policy made have one seed."""
+        seeds = (0,) if label in BESIDE else self.protocol.clips.seeds[: self.plan.seeds]
+        tail = (self.latents,) if name in SERIES else ()
+        found = np.full((self.plan.prompts, len(seeds), *tail), np.nan)
+        for number in range(self.plan.prompts):
+            for place, seed in enumerate(seeds):
+                own = self.known.found.get(self._key(label, number, seed), {}).get(name)
+                if own is not None:
+                    found[number, place] = np.array(own, dtype=np.float64)
+        return found

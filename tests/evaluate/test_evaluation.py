@@ -1,0 +1,219 @@
+"""A whole evaluation, tiny: asked, stopped, gone on with, told, drawn; errors by their text."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import packcache as pc
+from packcache.cli import app
+from packcache.errors import InputError, InputFileError, InvalidSetting
+from packcache.evaluate import evaluation_report, truth
+from packcache.evaluate.evaluation import Evaluation
+from packcache.evaluate.evaluation_plot import PANELS, draw
+from packcache.evaluate.protocol import (
+    ClipsPlan,
+    MemoryPlan,
+    Primary,
+    Protocol,
+    ReplayPlan,
+    Row,
+    RunningPlan,
+)
+
+ROWS = (
+    Row(label="full", policy="full", role="reference"),
+    Row(label="again", policy="full"),
+    Row(label="window", policy="window:frames=1"),
+    Row(label="no image", policy="packcache", role="control", drops_image=True),
+    Row(label="other draws", policy="full", role="floor", other_draws=True),
+)
+PRIMARIES = (
+    Primary(name="recall", part="memory", better="more", no_worse=3.0),
+    Primary(name="replay_kl", part="replay", better="less", no_worse=0.02),
+    Primary(name="identity_drift", part="running", better="more", no_worse=5.0),
+    Primary(name="motion_ratio", part="running", better="near", bounds=(0.8, 1.25)),
+)
+
+
+def protocol(**changed) -> Protocol:
+    made = Protocol(
+        clips=ClipsPlan(),
+        replay=ReplayPlan(prompts=5, frames=13, known=(0.0,), true_prompts=1),
+        running=(RunningPlan(frames=13, prompts=5),),
+        memory=MemoryPlan(clips=2, gaps=(1,)),
+        rows={row.label: row for row in ROWS},
+        primaries=PRIMARIES,
+        exclusions=("none",),
+        hash="0",
+    )
+    return replace(made, **changed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_reader():
+    """A reader of fewer lessons: it takes a second instead of ten, and reads nearly as well."""
+    quick = truth.Reader(copies=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(truth, "reader", lambda: quick)
+        patch.setattr(truth, "_default", lambda: quick)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    loaded = pc.load("digits")
+    return replace(loaded, sampling=replace(loaded.sampling, steps=2))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluation")
+
+
+@pytest.fixture(scope="module")
+def asked(pipeline, folder) -> Evaluation:
+    evaluation = Evaluation(pipeline, protocol(), folder)
+    evaluation.run()
+    return evaluation
+
+
+@pytest.fixture(scope="module")
+def result(asked):
+    return asked.result()
+
+
+def by_row(rows, name="row"):
+    return {row[name]: row for row in rows}
+
+
+def test_every_row_has_its_numbers(result):
+    told = {(one["primary"], one["row"]) for one in result["primaries"]}
+    everyone = {row.label for row in ROWS[1:]}
+    assert {row for primary, row in told if primary == "motion_ratio"} == everyone
+    assert {row for primary, row in told if primary == "recall"} == everyone - {"other draws"}
+    assert {row for primary, row in told if primary == "replay_kl"} == everyone - {"other draws"}
+    (plan,) = result["running"]
+    assert set(by_row(plan["rows"])) == everyone | {"full", "ceiling", "floor"}
+    assert json.loads(json.dumps(result, allow_nan=True))["schema"] == "packcache.evaluate/1"
+
+
+def test_a_row_that_is_the_same_loses_nothing(result):
+    for one in (one for one in result["primaries"] if one["row"] == "again"):
+        assert one["lost"] == one["low"] == one["high"] == 0 and one["p"] == 1
+    again = by_row(result["running"][0]["rows"])["again"]
+    assert again["diverged"] is None and set(again["curves"]["psnr"]["mean"]) == {100.0}
+
+
+def test_clips_are_the_full_caches_until_something_is_missed(asked, result):
+    rows = by_row(result["running"][0]["rows"])
+    assert rows["window"]["first_missed"] == {"text": 2, "image": 3}
+    assert rows["full"]["first_missed"] == {"text": None, "image": None}
+    diverged = asked.runnings[0].values("window", "diverged")
+    kinds = np.array([case.with_image for case in asked.runnings[0].cases])
+    assert (diverged[~kinds][~np.isnan(diverged[~kinds])] >= 2).all()
+    psnr = rows["window"]["curves"]["psnr"]["mean"]
+    assert psnr[:2] == [100.0, 100.0] and psnr[-1] < 100
+    assert asked.runnings[0].values("other draws", "diverged")[0, 0] == 0
+
+
+def test_a_still_clip_stands_still_and_the_ceiling_is_high(result):
+    rows = by_row(result["running"][0]["rows"])
+    assert rows["floor"]["clip"]["flow_motion_top5_dis"]["mean"] == pytest.approx(0, abs=0.05)
+    assert rows["floor"]["clip"]["frozen_share"]["mean"] == 1
+    assert rows["ceiling"]["true"]["identity"]["mean"] > 90
+    assert rows["ceiling"]["clip"]["flow_motion_top5_dis"]["mean"] > 1
+
+
+def test_drift_stands_beside_the_full_caches(result):
+    rows = by_row(result["running"][0]["rows"])
+    assert rows["full"]["drift"]["sharpness"]["excess"] is None
+    assert rows["again"]["drift"]["sharpness"]["excess"]["mean"] == 0
+    assert rows["window"]["drift"]["luminance"]["vde"] is not None
+
+
+def test_it_goes_on_where_it_was_stopped(pipeline, folder, asked, result, monkeypatch):
+    lines = (folder / "clips.jsonl").read_bytes()
+    monkeypatch.setattr(type(pipeline), "run", lambda *a, **k: pytest.fail("asked again"))
+    again = Evaluation(pipeline, protocol(), folder)
+    again.run()
+    assert (folder / "clips.jsonl").read_bytes() == lines
+    monkeypatch.undo()
+    told = again.result()
+    assert json.dumps(told) == json.dumps(result)
+
+
+def test_another_protocol_is_refused(pipeline, folder, asked):
+    with pytest.raises(InputFileError, match="was begun with protocol '0', now it is '1'"):
+        Evaluation(pipeline, protocol(hash="1"), folder)
+
+
+def test_parts_by_themselves(pipeline):
+    alone = Evaluation(pipeline, protocol(), parts=("memory",))
+    with pytest.raises(InputError, match="nothing was evaluated yet"):
+        alone.result()
+    alone.run()
+    told = alone.result()
+    assert told["memory"] and not told["replay"] and not told["running"][0]["rows"]
+    assert {one["primary"] for one in told["primaries"]} == {"recall"}
+    assert "recall" in "\n".join(evaluation_report.lines(told))
+    assert "<svg" in evaluation_report.render(told)
+    with pytest.raises(InvalidSetting, match="unknown part 'memroy': known are memory, replay"):
+        Evaluation(pipeline, protocol(), parts=("memroy",))  # type: ignore[arg-type]
+
+
+def test_a_protocol_of_another_model_is_refused(pipeline):
+    other = protocol(clips=ClipsPlan(model="lumos"))
+    with pytest.raises(InvalidSetting, match="is of model 'lumos', this is 'digits'"):
+        Evaluation(pipeline, other)
+
+
+# --- what is told --------------------------------------------------------------------------------
+
+
+def test_lines_say_what_the_controls_say(result):
+    text = "\n".join(evaluation_report.lines(result))
+    assert "control no image: " in text
+    assert re.search(r"window .* lost ", text)
+    with pytest.raises(InputFileError, match="this is schema 'x', expected"):
+        evaluation_report.lines({"schema": "x"})
+
+
+def test_the_report_needs_no_network_and_has_motion_before_what_stillness_flatters(result):
+    page = evaluation_report.render(result)
+    assert not re.search(r'(src|href)="http', page) and page.count("<svg") == len(PANELS)
+    assert "$" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+    for head in re.findall(r"<thead>(.*?)</thead>", page):
+        if "smooth" in head or "warp" in head:
+            assert head.index("motion") < head.index("frozen") < head.index("smooth")
+
+
+def test_files_are_written_whole(result, tmp_path):
+    paths = evaluation_report.save(result, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(paths)
+    assert paths["evaluate.png"].read_bytes()[:4] == b"\x89PNG"
+    assert json.loads(paths["evaluate.json"].read_text())["schema"] == "packcache.evaluate/1"
+
+
+def test_an_unknown_panel(result):
+    with pytest.raises(InvalidSetting, match="unknown panel 'pie': known are primaries"):
+        draw(result, "pie")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("--protocol none.toml", "none.toml cannot be read"),
+        ("--quick 1", "prompts is 1, expected at least 2"),
+        ("--quick 2 --parts pixels", "unknown part 'pixels'"),
+    ],
+)
+def test_wrong_use_is_one_line(command, message):
+    ran = CliRunner().invoke(app, ["evaluate", "run", *command.split()])
+    assert ran.exit_code in (1, 2) and isinstance(ran.exception, SystemExit | Exception)
+    assert message in (ran.output + str(ran.exception))
