@@ -96,6 +96,20 @@ def test_the_truth_table_is_the_measured_one():
         assert row["unit"] in line and str(row["aim"]) in line
 
 
+def test_the_leaderboard_is_the_stored_one():
+    result = json.loads((ROOT / "benchmarks/results/leaderboard.json").read_text())
+    rows = {row["policy"]: row for row in result["results"]}
+    page = (ROOT / "docs/evaluation.md").read_text()
+    names = ("observed", "novelty", "fademem", "paper", "uniform", "window", "random")
+    for name in names:
+        cells = []
+        for frames in (1, 2):
+            label = f"{name} {frames}" if name == "window" else f"{name}, budget {frames}"
+            mean, low, high = (100 * rows[label]["history"][n] for n in ("mean", "low", "high"))
+            cells.append(f"{mean:.1f} % ({low:.1f} to {high:.1f})")
+        assert f"| {name} | {cells[0]} | {cells[1]} |" in page
+
+
 def test_the_adapters_gains_are_the_measured_ones():
     result = json.loads((ROOT / "benchmarks/results/adapters.json").read_text())
     lines = (ROOT / "docs/adapters.md").read_text().splitlines()
