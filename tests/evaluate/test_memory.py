@@ -31,7 +31,7 @@ from packcache.evaluate.memory_plot import plot as draw
 from packcache.lumos.decode import Decoder
 from packcache.lumos.model import Lumos
 from packcache.lumos.pipeline import Pipeline
-from packcache.policies import FullCache
+from packcache.policies import FullCache, SlidingWindow
 from packcache.testing import oracle
 from packcache.timeline import Role
 
@@ -310,6 +310,19 @@ def test_a_batch_asks_what_its_clips_ask_alone(pipe):
     for name in METRICS:
         a, b = together.values[name], alone.values[name]
         assert np.allclose(a, b, atol=1e-4, equal_nan=True), name
+
+
+def test_some_clips_are_asked_what_they_are_asked_among_all(pipe):
+    """And policies may be given as they are, beside those that are spelled."""
+    policies = {"full": "full", "window": SlidingWindow(frames=1)}
+    whole, some = (
+        horizon(pipe, policies, gaps=(2,), clips=4, only=only) for only in (None, (1, 3))
+    )
+    assert whole.policies == {"full": "full", "window": "SlidingWindow(frames=1)"}
+    for name in METRICS:
+        a, b = whole.values[name], some.values[name]
+        assert np.isnan(b[..., [0, 2]]).all(), name
+        assert np.allclose(a[..., [1, 3]], b[..., [1, 3]], atol=1e-4, equal_nan=True), name
 
 
 def test_tokens_held_are_what_the_policy_keeps_of_history(pipe):

@@ -39,6 +39,9 @@ SCHEMA = "packcache.evaluate/1"
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
+#: What is kept of a memory clip, and how many are asked at a time.
+_MEMORY, _MEMORY_CLIPS = ("object", "told_apart", "held"), 16
+
 #: Numbers of a clip that tables show beside the primaries.
 SCALARS = (
     "direction", "speed", "speed_variation", "background", "flow_motion_top5_dis", "dynamic_dis",
@@ -148,20 +151,52 @@ class Evaluation:
         }
 
     def _memory(self) -> None:
-        """The horizon of each row that is not known yet; one row at a time, to keep it."""
-        plan = self.protocol.memory
+        """The horizon, some clips at a time: rows that run alike are asked together, since what a
+        clip asks is encoded once for all of them."""
+        plan, done = self.protocol.memory, 0
         rows = [row for row in self.protocol.rows.values() if row.role != "floor"]
-        for done, row in enumerate(rows, 1):
-            key = (row.label, "memory")
-            if not self.known.has(key, {"object", "told_apart", "held"}):
-                curve = horizon(
-                    self.pipeline, {row.label: row.make()}, gaps=plan.gaps, clips=plan.clips,
-                    seed=self.protocol.clips.seed, positions=row.positions,
-                )  # fmt: skip
-                own = {n: curve.values[n][0].tolist() for n in ("object", "told_apart", "held")}
+        for gap in plan.gaps:
+            for start in range(0, plan.clips, _MEMORY_CLIPS):
+                numbers = range(start, min(start + _MEMORY_CLIPS, plan.clips))
+                for positions in dict.fromkeys(row.positions for row in rows):
+                    alike = [row for row in rows if row.positions == positions]
+                    self._ask_memory(alike, gap, numbers)
+                done += len(numbers)
+                if self.on_step:
+                    self.on_step("memory", done, plan.clips * len(plan.gaps))
+
+    def _ask_memory(self, rows: Sequence[Row], gap: int, numbers: range) -> None:
+        """Clips of one gap for rows of equal positions, as far as they are not known."""
+        keys = {row.label: [(row.label, "memory", gap, n) for n in numbers] for row in rows}
+        missing = [
+            row
+            for row in rows
+            if not all(self.known.has(key, set(_MEMORY)) for key in keys[row.label])
+        ]
+        if not missing:
+            return
+        curve = horizon(
+            self.pipeline, {row.label: row.make() for row in missing}, gaps=(gap,), only=numbers,
+            clips=self.protocol.memory.clips, seed=self.protocol.clips.seed,
+            positions=missing[0].positions,
+        )  # fmt: skip
+        for place, row in enumerate(missing):
+            for key, number in zip(keys[row.label], numbers, strict=True):
+                own = {name: float(curve.values[name][place, 0, number]) for name in _MEMORY}
                 self.known.add(key, own)
-            if self.on_step:
-                self.on_step("memory", done, len(rows))
+
+    def _memory_values(self, label: str, name: str) -> Values | None:
+        """`[gaps, clips]` of a row, None if it was not asked about all of them."""
+        plan = self.protocol.memory
+        found = [
+            [
+                self.known.found.get((label, "memory", gap, n), {}).get(name)
+                for n in range(plan.clips)
+            ]
+            for gap in plan.gaps
+        ]
+        whole = all(value is not None for row in found for value in row)
+        return np.array(found, dtype=np.float64) if whole else None
 
     # --- primaries ----------------------------------------------------------------------------
 
@@ -184,10 +219,9 @@ class Evaluation:
 
     def _recall(self, row: Row) -> Values | None:
         """Points, mean over the gaps at which the codec tells the true object from all others."""
-        found = self.known.found.get((row.label, "memory"))
-        if found is None:
+        right, told = (self._memory_values(row.label, n) for n in ("object", "told_apart"))
+        if right is None or told is None:
             return None
-        right, told = (np.array(found[name], dtype=np.float64) for name in ("object", "told_apart"))
         count = told.sum(axis=0)
         return np.where(count > 0, 100 * (right * told).sum(axis=0) / np.maximum(count, 1), np.nan)
 
@@ -278,10 +312,9 @@ class Evaluation:
     def _memory_rows(self) -> list[dict[str, Any]]:
         rows = []
         for label in self.protocol.rows:
-            found = self.known.found.get((label, "memory"))
-            if found is None:
+            values = self._memory_values(label, "object")
+            if values is None:
                 continue
-            values = np.array(found["object"], dtype=np.float64)
             for gap, own in zip(self.protocol.memory.gaps, values, strict=True):
                 rows.append({"row": label, "gap": gap, "recall": _summary(100 * own)})
         return rows

@@ -15,7 +15,7 @@ Free-running: the pipeline makes the frame itself, and an injected judge looks a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -313,10 +313,13 @@ def until_risen(scene: world.Scene) -> Frames:
     return world.render(scene, world.GROUP * (_curtain(scene).rises - 1) + 1)
 
 
-def _batches(scenes: Sequence[world.Scene], size: int) -> Iterator[list[int]]:
+def _batches(
+    scenes: Sequence[world.Scene], numbers: Sequence[int], size: int
+) -> Iterator[list[int]]:
     """Numbers of scenes that can run as one call: equal kind and time of rising."""
     groups: dict[tuple[str, int], list[int]] = {}
-    for number, scene in enumerate(scenes):
+    for number in numbers:
+        scene = scenes[number]
         groups.setdefault((scene.kind, _curtain(scene).rises), []).append(number)
     for group in groups.values():
         for start in range(0, len(group), size):
@@ -472,6 +475,7 @@ def horizon(
     judge: Judge | None = None,
     judged: int = 0,
     batch: int = 16,
+    only: Container[int] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Horizon:
@@ -483,6 +487,7 @@ def horizon(
         clips, seed, source: as for `memory_scenes`.
         judge, judged: reads what the pipeline itself makes of the first `judged` clips.
         batch: most clips in one call; the answers do not depend on it.
+        only: numbers of clips to ask, of all of them; the others stay NaN.
         on_step: `on_step(done, total)` after each call, in clips asked.
         settings: `positions`, `rebase`, sampling of judged frames, as for `Pipeline.run`.
     """
@@ -497,7 +502,8 @@ def horizon(
     values = {name: np.full((len(chosen), len(gaps), clips), np.nan) for name in METRICS}
     done, total = 0, len(chosen) * len(gaps) * (clips + judged)
     for g, gap in enumerate(gaps):
-        for numbers in _batches(scenes[gap], batch):
+        asked = [number for number in range(clips) if only is None or number in only]
+        for numbers in _batches(scenes[gap], asked, batch):
             cases = [_case(pipeline, n, scenes[gap][n], source) for n in numbers]
             free = [case for case in cases if case.number < judged]
             for p, policy in enumerate(chosen.values()):
@@ -511,14 +517,14 @@ def horizon(
                 done += len(answers)
                 if on_step:
                     on_step(done, total)
-    asked = {"gaps": list(gaps), "clips": clips, "seed": seed, "source": source}
+    question = {"gaps": list(gaps), "clips": clips, "seed": seed, "source": source}
     weight = pipeline.model.lm_head.weight
     return Horizon(
         policies={label: str(policy) for label, policy in policies.items()},
         gaps=tuple(gaps),
         values=values,
         bounds=bounds,
-        workload={**asked, "judged": judged, **about},
+        workload={**question, "judged": judged, **about},
         environment=environment(weight.device, weight.dtype),
     )
 
