@@ -275,8 +275,10 @@ class DroppedAnchors(FullCache):
         return 0 if entry.span.role is Role.IMAGE else entry.count
 
 
-def memory_policy(text: str) -> Policy:
-    """A policy from its spelling, the control `dropped anchors` among them."""
+def memory_policy(text: str | Policy) -> Policy:
+    """A policy from its spelling, the control `dropped anchors` among them, or one as it is."""
+    if not isinstance(text, str):
+        return text
     return DroppedAnchors() if text == DROPPED else parse_policy(text)
 
 
@@ -314,12 +316,13 @@ def until_risen(scene: world.Scene) -> Frames:
 
 
 def _batches(
-    scenes: Sequence[world.Scene], numbers: Sequence[int], size: int
+    scenes: Sequence[world.Scene], size: int, only: Container[int] | None
 ) -> Iterator[list[int]]:
     """Numbers of scenes that can run as one call: equal kind and time of rising."""
     groups: dict[tuple[str, int], list[int]] = {}
-    for number in numbers:
-        scene = scenes[number]
+    for number, scene in enumerate(scenes):
+        if only is not None and number not in only:
+            continue
         groups.setdefault((scene.kind, _curtain(scene).rises), []).append(number)
     for group in groups.values():
         for start in range(0, len(group), size):
@@ -491,10 +494,7 @@ def horizon(
         on_step: `on_step(done, total)` after each call, in clips asked.
         settings: `positions`, `rebase`, sampling of judged frames, as for `Pipeline.run`.
     """
-    chosen = {
-        label: memory_policy(policy) if isinstance(policy, str) else policy
-        for label, policy in policies.items()
-    }
+    chosen = {label: memory_policy(policy) for label, policy in policies.items()}
     _check(chosen, gaps, clips, judge, judged, batch)
     settings = {"positions": "rebase", "rebase": "trained", **settings}
     scenes = {gap: memory_scenes(clips, gap, seed, source) for gap in gaps}
@@ -502,8 +502,7 @@ def horizon(
     values = {name: np.full((len(chosen), len(gaps), clips), np.nan) for name in METRICS}
     done, total = 0, len(chosen) * len(gaps) * (clips + judged)
     for g, gap in enumerate(gaps):
-        asked = [number for number in range(clips) if only is None or number in only]
-        for numbers in _batches(scenes[gap], asked, batch):
+        for numbers in _batches(scenes[gap], batch, only):
             cases = [_case(pipeline, n, scenes[gap][n], source) for n in numbers]
             free = [case for case in cases if case.number < judged]
             for p, policy in enumerate(chosen.values()):
