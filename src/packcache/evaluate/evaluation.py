@@ -235,7 +235,7 @@ class Evaluation:
         means = np.full(len(kl), np.nan)
         for number, case in enumerate(self.replay.cases):
             first = self._first_missed(row, self.protocol.replay.frames, case.with_image) or 0
-            means[number] = np.nanmean(kl[number, kl.shape[1] - (latents - first) :])
+            means[number] = known_mean(kl[number, kl.shape[1] - (latents - first) :])
         return means
 
     @property
