@@ -225,7 +225,7 @@ def test_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
         path.write_bytes(b"half a video")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("packcache.video._write_mp4", full)
+    monkeypatch.setattr("packcache.video.write_mp4", full)
     out = tmp_path / "c.mp4"
     code, _, err = run("generate", PROMPT, "--frames", 1, "--steps", 1, "--out", out)
     assert code == 1 and "No space left on device" in err and len(err.splitlines()) == 1
@@ -237,7 +237,7 @@ def test_interrupt_while_writing_leaves_nothing(run, tmp_path, monkeypatch):
         path.write_bytes(b"half a video")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("packcache.video._write_mp4", interrupted)
+    monkeypatch.setattr("packcache.video.write_mp4", interrupted)
     out = tmp_path / "c.mp4"
     code, _, err = run("generate", PROMPT, "--frames", 1, "--steps", 1, "--out", out)
     assert code == 130 and "interrupted" in err

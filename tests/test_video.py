@@ -73,10 +73,26 @@ def test_outputs_are_checked_as_far_as_known(tmp_path):
     )
 
 
+def test_equal_frames_make_equal_files(tmp_path):
+    """Not so with the encoder's defaults, whatever the memory looks like and the cores are."""
+    frames, made = np.tile(CLIP[[0, 1, 2, 3, 4, 5, 6, 0, 1]], (1, 3, 2, 1)), set()
+    for number in range(8):
+        churn = [np.full(50_000 * (number + 1), number) for _ in range(4)]
+        video.write_mp4(frames.copy(), tmp_path / "clip.mp4", 12)
+        made.add((tmp_path / "clip.mp4").read_bytes())
+        del churn
+    (only,) = made
+    assert b" mbtree=0" in only and b" crf=10.0" in only
+    video.write_mp4(
+        np.tile(CLIP[:1], (1, 12, 14, 1)), tmp_path / "large.mp4", 12
+    )  # by default of several threads
+    assert b" threads=1 " in (tmp_path / "large.mp4").read_bytes()
+
+
 @pytest.mark.parametrize(
     "name, writer",
     [
-        ("a.mp4", "_write_mp4"),
+        ("a.mp4", "write_mp4"),
         ("a.gif", "_write_gif"),
         ("a", "_write_png"),
         ("a.webp", "_write_picture"),

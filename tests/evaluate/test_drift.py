@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packcache.errors import InputError, InvalidSetting
-from packcache.evaluate.drift import Marks, by_latent, drift, marks, survival
+from packcache.evaluate.drift import Marks, by_latent, contrast, drift, marks, survival
 from packcache.evaluate.statistics import bootstrap, sign_flip, wilson
 from packcache.policies import (
     POLICIES,
@@ -401,3 +401,16 @@ def test_unequal_clips_are_told():
     says = "has 6 clips of 13 latent frames, the one it is held against 6 of 9: give the same clips"
     with pytest.raises(InputError, match=says):
         told(series(), against=series(latents=9))
+
+
+def test_a_contrast_is_end_less_start():
+    curve = np.array([[1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25], [np.nan] * 6 + [1.0]])
+    first, second = contrast(curve)
+    assert first == pytest.approx(-0.75) and np.isnan(second)
+    long = np.concatenate((np.ones(15), np.full(70, 9.0), np.zeros(15)))
+    assert contrast(long[None])[0] == -1
+
+
+def test_what_was_not_asked_is_left_out_of_a_latent_frame():
+    first, curve = by_latent([1, np.nan, 4, 6, np.nan, *[np.nan] * 4])
+    assert first == 0 and curve[:2].tolist() == [1, 5] and np.isnan(curve[2])

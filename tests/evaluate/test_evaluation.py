@@ -25,6 +25,7 @@ from packcache.evaluate.protocol import (
     Row,
     RunningPlan,
 )
+from tests.tools import ROOT
 
 ROWS = (
     Row(label="full", policy="full", role="reference"),
@@ -130,6 +131,10 @@ def test_a_still_clip_stands_still_and_the_ceiling_is_high(result):
     assert rows["ceiling"]["clip"]["flow_motion_top5_dis"]["mean"] > 1
 
 
+def test_what_is_whole_misses_nothing(result):
+    assert result["missing"] == {} and "COMPLETE" not in evaluation_report.lines(result)[0]
+
+
 def test_drift_stands_beside_the_full_caches(result):
     rows = by_row(result["running"][0]["rows"])
     assert rows["full"]["drift"]["sharpness"]["excess"] is None
@@ -160,6 +165,9 @@ def test_parts_by_themselves(pipeline):
     alone.run()
     told = alone.result()
     assert told["memory"] and not told["replay"] and not told["running"][0]["rows"]
+    # three rows beside full along 5 clips, and all four along one true clip; 5 rows free-running
+    assert told["missing"] == {"replay": 3 * 5 + 4, "run 13": 5 * 5}
+    assert "NOT COMPLETE, missing: replay 19 clips" in evaluation_report.lines(told)[0]
     assert {one["primary"] for one in told["primaries"]} == {"recall"}
     assert "recall" in "\n".join(evaluation_report.lines(told))
     assert "<svg" in evaluation_report.render(told)
@@ -203,6 +211,25 @@ def test_files_are_written_whole(result, tmp_path):
 def test_an_unknown_panel(result):
     with pytest.raises(InvalidSetting, match="unknown panel 'pie': known are primaries"):
         draw(result, "pie")
+
+
+def test_the_command_line_asks_and_makes_the_page(tmp_path):
+    """A protocol of two rows and one memory clip; JSON on the terminal, files in the folder."""
+    text = (ROOT / "benchmarks" / "protocol.toml").read_text()
+    text = text.replace("gaps = [1, 2, 3, 4, 6]", "gaps = [1]").replace("clips = 256", "clips = 1")
+    asked, out = tmp_path / "protocol.toml", tmp_path / "out"
+    asked.write_text(text)
+    command = ["evaluate", "run", "--protocol", str(asked), "--parts", "memory", "--device", "cpu"]
+    ran = CliRunner().invoke(app, [*command, "--out", str(out), "--json"])
+    assert ran.exit_code == 0, ran.output
+    told = json.loads(ran.stdout)
+    assert {row["row"] for row in told["memory"]} >= {"full", "rebase off"}
+    assert json.loads((out / "evaluate.json").read_text()) == told
+    page = tmp_path / "results.md"
+    stored = ["--result", str(out / "evaluate.json")]
+    ran = CliRunner().invoke(app, ["evaluate", "page", str(page), *stored])
+    assert ran.exit_code == 0, ran.output
+    assert "**Not complete**" in page.read_text() and "## Memory" in page.read_text()
 
 
 @pytest.mark.parametrize(

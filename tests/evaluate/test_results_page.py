@@ -20,6 +20,7 @@ ROW = {
 }
 RESULT = {
     "schema": "packcache.evaluate/1",
+    "missing": {"run 49": 3},
     "environment": {
         "processor": "a", "cores": 2, "device": "cpu", "torch": "2", "python": "3",
         "packcache": "0", "commit": "c",
@@ -81,8 +82,10 @@ def test_the_page_says_what_was_found():
     assert "NOT told from full" in page and "**Exploratory**: cut to 8 prompts" in page
     assert "worse" in page and "90 %" in page
     whole = copy.deepcopy(RESULT)
-    whole["workload"]["exploratory"] = False
-    assert "Exploratory" not in render(whole, "evaluate.json")
+    whole["workload"]["exploratory"], whole["missing"] = False, {}
+    assert "**Not complete**: missing are run 49 3 clips." in page
+    told = render(whole, "evaluate.json")
+    assert "Exploratory" not in told and "Not complete" not in told
 
 
 def test_every_number_has_its_tag():

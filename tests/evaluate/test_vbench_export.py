@@ -12,7 +12,6 @@ from PIL import Image
 from packcache import files, video
 from packcache.errors import InputError, InputFileError, InvalidSetting, OutputError
 from packcache.evaluate.vbench import export as exports
-from packcache.evaluate.vbench.encode import CRF, encode
 from packcache.evaluate.vbench.export import Made, begin, export, generated, taken
 from packcache.evaluate.vbench.manifest import read_manifest
 from packcache.evaluate.vbench.names import Layout, clip_name
@@ -73,20 +72,6 @@ def test_clips_are_of_one_encoder_setting_at_their_rate_and_whole(chosen, layout
         frames, fps = video.read_video(path)
         error = np.abs(frames.astype(int) - moving(7, size=(48, 34)))
         assert fps == 12 and error.mean() < 3
-
-
-def test_equal_frames_make_equal_files(tmp_path):
-    """Not so with the encoder's defaults, whatever the memory looks like and the cores are."""
-    frames, made = moving(9, size=(96, 96)), set()
-    for number in range(8):
-        churn = [np.full(50_000 * (number + 1), number) for _ in range(4)]
-        encode(frames.copy(), tmp_path / "clip.mp4", 12)
-        made.add((tmp_path / "clip.mp4").read_bytes())
-        del churn
-    (only,) = made
-    assert b" mbtree=0" in only and f" crf={CRF}.0".encode() in only
-    encode(moving(1, size=(672, 384)), tmp_path / "large.mp4", 12)  # by default of several threads
-    assert b" threads=1 " in (tmp_path / "large.mp4").read_bytes()
 
 
 def test_the_manifest_says_how_each_clip_was_made(chosen, layout):
@@ -167,7 +152,7 @@ def test_a_stop_while_encoding_leaves_nothing(chosen, layout, monkeypatch):
         assert layout.out in path.parents and layout.clips("full") not in path.parents
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exports, "encode", stop)
+    monkeypatch.setattr(exports, "write_mp4", stop)
     with pytest.raises(KeyboardInterrupt):
         export(chosen, layout.out, "full", making())
     assert names(layout.clips("full")) == [] and not list(layout.out.rglob("*draft*"))

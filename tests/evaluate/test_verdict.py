@@ -14,7 +14,7 @@ from packcache.evaluate.protocol import (
     Row,
 )
 from packcache.evaluate.statistics import holm
-from packcache.evaluate.verdict import compare, contrast, judge_rows, power
+from packcache.evaluate.verdict import compare, judge_rows, power
 
 RECALL = Primary(name="recall", part="memory", better="more", no_worse=3.0)
 KL = Primary(name="replay_kl", part="replay", better="less", no_worse=0.02)
@@ -129,11 +129,3 @@ def test_controls_give_the_suite_its_power():
 
 def test_a_primary_without_numbers_has_no_rows():
     assert judge_rows(protocol(RECALL, a="policy"), {"recall": {}}) == []
-
-
-def test_a_contrast_is_end_less_start():
-    curve = np.array([[1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25], [np.nan] * 6 + [1.0]])
-    first, second = contrast(curve)
-    assert first == pytest.approx(-0.75) and np.isnan(second)
-    long = np.concatenate((np.ones(15), np.full(70, 9.0), np.zeros(15)))
-    assert contrast(long[None])[0] == -1

@@ -24,7 +24,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from packcache.errors import InputError, InvalidSetting
-from packcache.evaluate.statistics import RESAMPLES, Interval, bootstrap, sign_flip
+from packcache.evaluate.statistics import (
+    RESAMPLES,
+    Interval,
+    bootstrap,
+    known_mean,
+    sign_flip,
+)
 from packcache.policies import Policy
 from packcache.timeline import FrameLayout, Role, Span, Timeline
 
@@ -38,6 +44,7 @@ __all__ = [
     "Survival",
     "Worst",
     "by_latent",
+    "contrast",
     "drift",
     "marks",
     "survival",
@@ -62,7 +69,8 @@ def by_latent(
 
     `frames` are the pixel frames that the values belong to (None: 0, 1, 2, ...). Latent frame 0
     holds pixel frame 0, every other one `temporal` pixel frames; values of pairs have none in
-    latent frame 0 and begin at 1. A latent frame without a value in between is an error.
+    latent frame 0 and begin at 1. A latent frame without a value in between is an error; NaN counts
+    as nothing asked, and a latent frame of nothing else is NaN.
     """
     curve = np.asarray(values, dtype=np.float64)
     numbers = np.arange(curve.size) if frames is None else np.asarray(frames, dtype=np.int64)
@@ -78,7 +86,10 @@ def by_latent(
         raise InvalidSetting(
             f"latent frame {first + int(np.argmin(counts))} has no value: give the whole curve"
         )
-    return first, np.bincount(latents - first, weights=curve) / counts
+    asked = ~np.isnan(curve)
+    known = np.bincount(latents - first, weights=asked)
+    total = np.bincount(latents - first, weights=np.where(asked, curve, 0.0))
+    return first, np.where(known > 0, total / np.maximum(known, 1), np.nan)
 
 
 # --- drift ---------------------------------------------------------------------------------------
@@ -177,13 +188,13 @@ def drift(
     def told(per_clip: Values) -> dict[str, float]:
         return _plain(resampled(_by_prompt(per_clip, labels)))
 
-    ends = max(1, round(ENDS * latents))
-    signed = _contrast(rows, ends)
+    ends = _ends(latents)
+    signed = contrast(rows)
     vde, skipped = _vde(rows, chunks)
     curves = _by_prompt(rows, labels)
     excess = None
     if against is not None:
-        more = signed - _contrast(_paired(against, rows), ends)
+        more = signed - contrast(_paired(against, rows))
         excess = _excess(_by_prompt(more, labels), resamples, seed)
     return Drift(
         curve=resampled(curves),
@@ -251,8 +262,16 @@ def _plain(interval: Interval) -> dict[str, float]:
     return {name: float(getattr(interval, name)) for name in ("mean", "low", "high")}
 
 
-def _contrast(rows: Values, ends: int) -> Values:
-    return rows[:, -ends:].mean(axis=1) - rows[:, :ends].mean(axis=1)
+def contrast(curves: Values) -> Values:
+    """Signed end less start of curves `[..., latents]`: means of the last and the first 15 %, of
+    what is no NaN."""
+    ends = _ends(curves.shape[-1])
+    return known_mean(curves[..., -ends:]) - known_mean(curves[..., :ends])
+
+
+def _ends(latents: int) -> int:
+    """Latent frames at each end."""
+    return max(1, round(ENDS * latents))
 
 
 def _excess(rows: Values, resamples: int, seed: int) -> Excess:

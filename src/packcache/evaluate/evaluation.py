@@ -1,8 +1,10 @@
 """A whole evaluation: what a protocol asks, clip by clip into a ledger, and what it comes to.
 
-asked = Evaluation(load("digits"), read_protocol(path), folder)
-asked.run()                      # goes on where it was stopped
-result = asked.result()          # packcache.evaluate/1, plain values
+    asked = Evaluation(load("digits"), read_protocol(path), folder)
+    asked.run()                      # goes on where it was stopped
+    result = asked.result()          # packcache.evaluate/1, plain values
+
+A result that is asked for earlier tells what there is, and says what is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from packcache.digits.prompts import prompt
 from packcache.environment import environment
 from packcache.errors import InputError, InvalidSetting
-from packcache.evaluate.drift import drift, marks, survival
+from packcache.evaluate.drift import contrast, drift, marks, survival
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.memory import CHANCE, horizon
 from packcache.evaluate.protocol import Part, Protocol, Row
@@ -27,7 +29,7 @@ from packcache.evaluate.replay import METRICS, Replay
 from packcache.evaluate.running import BESIDE, SERIES, TRUE_SERIES, Running
 from packcache.evaluate.statistics import bootstrap, known_mean, sign_flip
 from packcache.evaluate.table import cases
-from packcache.evaluate.verdict import contrast, judge_rows, power
+from packcache.evaluate.verdict import judge_rows, power
 from packcache.lumos.decode import Decoder
 from packcache.lumos.pipeline import Pipeline
 from packcache.lumos.vocab import latent_frames
@@ -114,12 +116,19 @@ class Evaluation:
             "schema": SCHEMA,
             "environment": environment(weight.device, weight.dtype),
             "workload": self._workload(),
+            "missing": self._missing(),
             "primaries": [one.to_json() for one in compared],
             "power": [asdict(one) for one in power(self.protocol, compared)],
             "memory": self._memory_rows(),
             "replay": self._replay_rows(),
             "running": [self._running_rows(running) for running in self.runnings],
         }
+
+    def _missing(self) -> dict[str, int]:
+        """Clips that the protocol asks for and nobody has told of, by part, over all rows."""
+        missing = {"replay": self.replay.missing, "memory": self._memory_missing()}
+        missing |= {running.part: running.missing for running in self.runnings}
+        return {part: count for part, count in missing.items() if count}
 
     # --- what is asked ------------------------------------------------------------------------
 
@@ -153,8 +162,7 @@ class Evaluation:
     def _memory(self) -> None:
         """The horizon, some clips at a time: rows that run alike are asked together, since what a
         clip asks is encoded once for all of them."""
-        plan, done = self.protocol.memory, 0
-        rows = [row for row in self.protocol.rows.values() if row.role != "floor"]
+        plan, done, rows = self.protocol.memory, 0, self._memory_asked
         for gap in plan.gaps:
             for start in range(0, plan.clips, _MEMORY_CLIPS):
                 numbers = range(start, min(start + _MEMORY_CLIPS, plan.clips))
@@ -184,6 +192,20 @@ class Evaluation:
             for key, number in zip(keys[row.label], numbers, strict=True):
                 own = {name: float(curve.values[name][place, 0, number]) for name in _MEMORY}
                 self.known.add(key, own)
+
+    @property
+    def _memory_asked(self) -> list[Row]:
+        return [row for row in self.protocol.rows.values() if row.role != "floor"]
+
+    def _memory_missing(self) -> int:
+        plan = self.protocol.memory
+        keys = [
+            (row.label, "memory", gap, number)
+            for row in self._memory_asked
+            for gap in plan.gaps
+            for number in range(plan.clips)
+        ]
+        return sum(not self.known.has(key, set(_MEMORY)) for key in keys)
 
     def _memory_values(self, label: str, name: str) -> Values | None:
         """`[gaps, clips]` of a row, None if it was not asked about all of them."""
@@ -248,9 +270,13 @@ class Evaluation:
         main = self._main
         if main is None or not self._asked(row, main.part):
             return None
-        drift = 100 * contrast(main.values(row.label, "identity"))
-        drift[[not case.with_image for case in main.cases]] = np.nan
-        return drift.mean(axis=1)
+        change = 100 * contrast(main.values(row.label, "identity"))
+        change[~self._with_image(main)] = np.nan
+        return change.mean(axis=1)
+
+    def _with_image(self, running: Running) -> NDArray[np.bool_]:
+        """Which prompts begin with an image, the anchor whose identity may drift."""
+        return np.array([case.with_image for case in running.cases])
 
     def _motion(self, row: Row) -> Values | None:
         main = self._main
@@ -272,7 +298,7 @@ class Evaluation:
         main = self._main
         if main is not None and self._asked(full, main.part):
             own, still = (
-                float(np.nanmean(main.values(label, "identity")[:, 0]))
+                known_mean(main.values(label, "identity")[self._with_image(main)].ravel())
                 for label in (full.label, BESIDE[1])
             )
             if own <= still:

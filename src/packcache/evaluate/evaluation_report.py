@@ -19,12 +19,12 @@ from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_plot import draw
 from packcache.files import replacing, write_json, write_text
 
-__all__ = ["lines", "render", "save"]
+__all__ = ["COLUMNS", "lines", "power_lines", "render", "row_cells", "save"]
 
 _UNITS = {"recall": "points", "replay_kl": "nats", "identity_drift": "points", "motion_ratio": "x"}
 
 #: Columns of free running: (name, where it stands, head, factor, decimals). Motion comes first.
-_CLIP = (
+COLUMNS = (
     ("flow_motion_top5_dis", "clip", "motion, px", 1, 2),
     ("frozen_share", "clip", "frozen, %", 100, 1),
     ("identity", "true", "identity, %", 1, 1),
@@ -72,10 +72,10 @@ def lines(result: Mapping[str, Any]) -> list[str]:
             told.append(
                 f"  {one['row']:22} {one['mean']:9.3g}  lost {lost:32} {one['verdict']}{why}"
             )
-    return [*told, "", *_power(result)]
+    return [*told, "", *power_lines(result)]
 
 
-def _power(result: Mapping[str, Any]) -> list[str]:
+def power_lines(result: Mapping[str, Any]) -> list[str]:
     told = []
     for one in result["power"]:
         on = ", ".join(one["on"])
@@ -90,6 +90,8 @@ def _power(result: Mapping[str, Any]) -> list[str]:
 def _subtitle(result: Mapping[str, Any]) -> str:
     work, place = result["workload"], result["environment"]
     cut = f", cut to {work['quick']} prompts: exploratory" if work["exploratory"] else ""
+    left = ", ".join(f"{part} {count} clips" for part, count in result["missing"].items())
+    cut += f"; NOT COMPLETE, missing: {left}" if left else ""
     return (
         f"model {work['model']}, protocol {work['protocol']}{cut}; {place['device']}, PyTorch "
         f"{place['torch']}, packcache {place['packcache']} at {place['commit']}"
@@ -114,7 +116,7 @@ def render(result: Mapping[str, Any]) -> str:
     )
     return template.substitute(
         subtitle=html.escape(_subtitle(result)),
-        power="".join(f'<p class="strong">{html.escape(line)}</p>' for line in _power(result)),
+        power="".join(f'<p class="strong">{html.escape(line)}</p>' for line in power_lines(result)),
         forest=_figure(result, "primaries"),
         primaries=_primaries(result),
         parts="".join(_parts(result)),
@@ -193,15 +195,18 @@ def _replay(result: Mapping[str, Any]) -> str:
 
 
 def _running(plan: Mapping[str, Any]) -> str:
-    heads = ("row", *(head for _, _, head, _, _ in _CLIP))
+    heads = ("row", *(head for _, _, head, _, _ in COLUMNS))
     rows = []
     for row in plan["rows"]:
-        cells = [html.escape(row["row"])]
-        for name, place, _, factor, digits in _CLIP:
-            found = row[place].get(name)
-            cells.append("-" if found is None else f"{factor * found['mean']:.{digits}f}")
-        rows.append([f"<td>{cell}</td>" for cell in cells])
+        rows.append([f"<td>{html.escape(cell)}</td>" for cell in row_cells(row)])
     return _table(heads, rows)
+
+
+def row_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of free running: its name, then `COLUMNS`."""
+    found = [(row[place].get(name), factor, digits) for name, place, _, factor, digits in COLUMNS]
+    told = ["-" if own is None else f"{f * own['mean']:.{digits}f}" for own, f, digits in found]
+    return [row["row"], *told]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -117,6 +117,21 @@ class Replay:
             for key, own in zip(keys, found, strict=True):
                 self.known.add(key, {"nll_true": own.tolist()})
 
+    @property
+    def missing(self) -> int:
+        """Clips of all rows that are not known yet, true ones among them."""
+        reference = self.protocol.reference
+        asked = [(row.label, "replay", METRICS, self.plan.prompts) for row in self.rows]
+        asked += [
+            (row.label, "true", TRUE_METRICS, self.plan.true_prompts)
+            for row in (reference, *self.rows)
+        ]
+        return sum(
+            not self.known.has((label, part, number), set(names))
+            for label, part, names, count in asked
+            for number in range(count)
+        )
+
     def _missing(self, numbers: Sequence[int], part: str, names: set[str]) -> set[str]:
         """Labels of rows that have not answered all of these clips."""
         return {

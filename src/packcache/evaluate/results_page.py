@@ -13,7 +13,7 @@ from typing import Any
 
 from packcache.errors import InputError
 from packcache.evaluate.evaluation import SCHEMA
-from packcache.evaluate.evaluation_report import lines as _lines
+from packcache.evaluate.evaluation_report import COLUMNS, power_lines, row_cells
 from packcache.lumos.config import read_json
 
 __all__ = ["CLAIMS", "Claim", "read_evaluation", "render"]
@@ -33,18 +33,9 @@ _CUT = """
 
 **Exploratory**: cut to {quick} prompts. The protocol's own tables take hours."""
 
-#: Columns of free running: name, where it stands, head, factor, decimals.
-_COLUMNS = (
-    ("flow_motion_top5_dis", "clip", "motion, px a frame", 1, 2),
-    ("identity", "true", "digit and colour, %", 1, 1),
-    ("digit", "true", "digit, %", 1, 1),
-    ("count", "true", "count, %", 1, 1),
-    ("direction", "clip", "direction, %", 100, 1),
-    ("flow_interp_smoothness_dis", "clip", "smoothness", 1, 4),
-    ("warp_error_dis", "clip", "warp error", 1, 5),
-    ("flicker_mae", "clip", "flicker", 1, 4),
-    ("held", "clip", "tokens held", 1, 0),
-)
+_LEFT = """
+
+**Not complete**: missing are {left}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +99,8 @@ def render(result: Mapping[str, Any], name: str) -> str:
     """The whole page as Markdown."""
     work = result["workload"]
     cut = _CUT.format(quick=work["quick"]) if work["exploratory"] else ""
+    left = ", ".join(f"{part} {count} clips" for part, count in result["missing"].items())
+    cut += _LEFT.format(left=left) if left else ""
     parts = [_INTRO.format(name=name, hash=work["protocol"], tag=TAG, cut=cut), _place(result)]
     parts += [_power(result), _claims(result), _primaries(result)]
     parts += [_running(plan) for plan in sorted(result["running"], key=lambda p: p["frames"])]
@@ -125,8 +118,7 @@ def _place(result: Mapping[str, Any]) -> str:
 
 
 def _power(result: Mapping[str, Any]) -> str:
-    told = [line for line in _lines(result) if line.startswith("control ")]
-    body = "\n".join(f"- {line} ({TAG})" for line in told)
+    body = "\n".join(f"- {line} ({TAG})" for line in power_lines(result))
     return "## Can this suite tell?\n\nControls that have to fail:\n\n" + body + "\n"
 
 
@@ -170,14 +162,8 @@ def _primaries(result: Mapping[str, Any]) -> str:
 
 
 def _running(plan: Mapping[str, Any]) -> str:
-    rows = []
-    for row in plan["rows"]:
-        cells = [row["row"]]
-        for name, place, _, factor, digits in _COLUMNS:
-            found = row[place].get(name)
-            cells.append("-" if found is None else f"{factor * found['mean']:.{digits}f}")
-        rows.append(cells)
-    head = (TAG, *(head for _, _, head, _, _ in _COLUMNS))
+    rows = [row_cells(row) for row in plan["rows"]]
+    head = (TAG, *(head for _, _, head, _, _ in COLUMNS))
     return (
         f"## Made freely, {plan['frames']} frames\n\n" + _table(head, rows) + "\n" if rows else ""
     )

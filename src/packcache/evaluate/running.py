@@ -23,6 +23,7 @@ from torch import Tensor
 from packcache.digits import world
 from packcache.digits.prompts import prompt
 from packcache.evaluate import truth
+from packcache.evaluate.drift import by_latent
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.protocol import Protocol, Row, RunningPlan
 from packcache.evaluate.replay import batches, kernel, settings_of
@@ -87,6 +88,16 @@ class Running:
             if not self._knows(BESIDE[0], number, 0):
                 self._beside(case, number)
 
+    @property
+    def missing(self) -> int:
+        """Clips of all rows that are not known yet."""
+        return sum(
+            not self._knows(row.label, number, seed)
+            for row in self.rows
+            for seed in self.protocol.clips.seeds[: self.plan.seeds]
+            for number in range(self.plan.count(row.label))
+        )
+
     def _key(self, label: str, number: int, seed: int) -> tuple[str, str, int, int]:
         return label, self.part, number, seed
 
@@ -133,7 +144,7 @@ class Running:
         differ = (codes.cpu() != theirs).flatten(1).any(dim=1).nonzero()
         pixels = self.pipeline.pixels(theirs)[: self.plan.frames]
         measured = measure(frames, fps=self.pipeline.fps, against=pixels)
-        series = {name: self._by_latent(measured.series[name]) for name in ("psnr", "ssim")}
+        series = {name: _by_latent(measured.series[name]) for name in ("psnr", "ssim")}
         return {"diverged": int(differ[0, 0]) if len(differ) else None, **series}
 
     # --- judging ------------------------------------------------------------------------------
@@ -146,21 +157,14 @@ class Running:
         )
         series = {"digit": curves.digit, "colour": curves.colour, "count": curves.count}
         found: dict[str, Any] = {
-            name: self._by_latent(values)
-            for name, values in {**series, "identity": identity}.items()
+            name: _by_latent(values) for name, values in {**series, "identity": identity}.items()
         }
         for name in ("direction", "speed", "speed_variation", "background", "survival"):
             found[name] = getattr(judgement, name)
         measured = measure(frames, fps=self.pipeline.fps)
         found |= {n: None if v is None else float(v) for n, v in measured.scalars.items()}
         whole = {n: own for n, own in measured.series.items() if len(own) == len(frames)}
-        return found | {name: self._by_latent(own) for name, own in whole.items()}
-
-    def _by_latent(self, values: Values) -> list[float | None]:
-        """Means over the pixel frames of each latent frame; None where nothing is asked."""
-        latent = world.latent_of(np.arange(len(values)))
-        own = [values[latent == number] for number in range(int(latent[-1]) + 1)]
-        return [None if np.isnan(v).all() else float(np.nanmean(v)) for v in own]
+        return found | {name: _by_latent(own) for name, own in whole.items()}
 
     # --- what was found -----------------------------------------------------------------------
 
@@ -176,3 +180,9 @@ class Running:
                 if own is not None:
                     found[number, place] = np.array(own, dtype=np.float64)
         return found
+
+
+def _by_latent(values: Values) -> list[float | None]:
+    """Means over the pixel frames of each latent frame; None where nothing is asked."""
+    _, curve = by_latent(values, temporal=world.GROUP)
+    return [None if np.isnan(value) else float(value) for value in curve]

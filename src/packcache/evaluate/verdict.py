@@ -18,11 +18,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from packcache.evaluate.drift import ENDS
 from packcache.evaluate.protocol import Better, Primary, Protocol
-from packcache.evaluate.statistics import bootstrap, holm, known_mean, sign_flip
+from packcache.evaluate.statistics import bootstrap, holm, sign_flip
 
-__all__ = ["Compared", "Power", "compare", "contrast", "judge_rows", "power"]
+__all__ = ["Compared", "Power", "compare", "judge_rows", "power"]
 
 #: Chance of being told apart by luck.
 LEVEL = 0.05
@@ -187,9 +186,3 @@ def power(protocol: Protocol, found: list[Compared]) -> list[Power]:
         )
         for row in protocol.rows_of("control")
     ]
-
-
-def contrast(curves: Values) -> Values:
-    """Signed end less start of curves `[..., latents]`: means of the last and first 15 %."""
-    count = max(1, round(ENDS * curves.shape[-1]))
-    return known_mean(curves[..., -count:]) - known_mean(curves[..., :count])

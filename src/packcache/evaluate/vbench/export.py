@@ -26,13 +26,12 @@ from packcache.errors import (
     InvalidSetting,
     OutputError,
 )
-from packcache.evaluate.vbench.encode import encode
 from packcache.evaluate.vbench.manifest import Manifest, Mode, Row, Source, read_manifest
 from packcache.evaluate.vbench.names import Layout, clip_name
 from packcache.evaluate.vbench.probe import probe
 from packcache.evaluate.vbench.records import hash_file
 from packcache.evaluate.vbench.suite import Entry, Sample, read_sample
-from packcache.video import Frames
+from packcache.video import Frames, write_mp4
 
 if TYPE_CHECKING:
     from packcache.lumos.pipeline import Pipeline
@@ -227,7 +226,7 @@ def _add(
     made = make(entry, index, seed)
     target = layout.clips(manifest.label) / clip_name(entry.prompt, index)
     with _placing(target, layout.out) as draft:
-        encode(made.frames, draft, made.fps)
+        write_mp4(made.frames, draft, made.fps)
         facts, sha256 = probe(draft), hash_file(draft)
         if facts.frames != len(made.frames):
             raise GenerationError(
