@@ -30,7 +30,7 @@ def run(
         Path, typer.Option("--protocol", help="what is asked, and what counts as no worse")
     ] = Path("benchmarks/protocol.toml"),
     quick: Annotated[
-        int | None, typer.Option("--quick", help="so many prompts at most; minutes, exploratory")
+        int | None, typer.Option("--quick", help="so many prompts at most; exploratory")
     ] = None,
     parts: Annotated[str, typer.Option(help="of memory, replay, running")] = (
         "replay,memory,running"
