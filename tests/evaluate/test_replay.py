@@ -12,6 +12,7 @@ from PIL import Image
 import packcache as pc
 from packcache.digits import world
 from packcache.digits.prompts import prompt
+from packcache.evaluate.clips import batches, settings_of
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.protocol import (
     ClipsPlan,
@@ -21,7 +22,7 @@ from packcache.evaluate.protocol import (
     ReplayPlan,
     Row,
 )
-from packcache.evaluate.replay import Replay, batches, settings_of
+from packcache.evaluate.replay import Replay
 from packcache.evaluate.table import cases
 
 FRAMES = 13  # four latent frames
@@ -96,7 +97,7 @@ def test_other_draws_have_no_part_in_it(asked):
 def test_a_slow_twin(pipeline, asked):
     """Clip 4 by itself, from an image: one latent frame's KL from whole distributions, by hand."""
     case, latent = cases(5)[4], 3
-    codes = torch.tensor(asked.known.found["full", "clip", 4]["codes"])
+    codes = asked.clips.stored(ROWS[0], 4, 0).codes
     told = asked._told([4], codes[None])[0]
     logits = []
     for policy in ("full", "window:frames=1"):
@@ -145,9 +146,9 @@ def test_a_new_row_is_asked_along_the_same_clips(pipeline, asked):
     """The clips are not made again: their codes are in the ledger."""
     more = Row(label="none", policy="none")
     replay = Replay(pipeline, protocol((*ROWS, more), prompts=2), asked.known)
-    before = asked.known.found["full", "clip", 0]["codes"]
+    before = asked.known.found["full", "clip", 0, 0]["codes"]
     replay.run()
-    assert asked.known.found["full", "clip", 0]["codes"] is before
+    assert asked.known.found["full", "clip", 0, 0]["codes"] is before
     assert (replay.values("none")["kl"][:, 1:] > 0).all()
 
 

@@ -11,37 +11,32 @@ surprise at the code that was recorded. Along true clips the surprise at the tru
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from packcache.digits import world
 from packcache.digits.prompts import prompt
 from packcache.errors import GenerationError
+from packcache.evaluate.clips import BATCH, Clips, batches, kernel, settings_of
 from packcache.evaluate.ledger import Ledger
-from packcache.evaluate.protocol import Kernel, Protocol, Row
+from packcache.evaluate.protocol import Protocol, Row
 from packcache.evaluate.table import Case, cases
 from packcache.lumos.decode import Decoder
 from packcache.lumos.pipeline import Pipeline
-from packcache.lumos.vocab import pixel_frames
+from packcache.lumos.vocab import latent_frames, pixel_frames
 
-__all__ = ["METRICS", "Replay", "batches", "kernel", "settings_of"]
+__all__ = ["METRICS", "Replay"]
 
 #: One value a generated latent frame, mean over undecided codes and shares known.
 METRICS = ("kl", "agreement", "nll", "nll_full")
 
 #: Along true clips, which the full cache did not make.
 TRUE_METRICS = ("nll_true",)
-
-#: Clips that run as one call: their answers are held until every row was asked.
-BATCH = 8
 
 Values = NDArray[np.float64]
 
@@ -68,6 +63,7 @@ class Replay:
         self.pipeline, self.protocol, self.known = pipeline, protocol, known
         self.plan, self.on_step = protocol.replay, on_step
         self.cases = cases(self.plan.prompts, protocol.clips.seed)
+        self.clips = Clips(pipeline, protocol, known)
         self.rows = [
             row for row in protocol.rows.values()
             if not row.other_draws and row is not protocol.reference
@@ -77,7 +73,8 @@ class Replay:
     # --- asking -------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """All clips of all rows; what is known already is not asked again."""
+        """All clips of all rows; what is known already is not asked again. The answers of a batch
+        are held until every row was asked."""
         for numbers in batches(self.cases, range(self.plan.prompts), BATCH):
             self._recorded(numbers)
             self._true([n for n in numbers if n < self.plan.true_prompts])
@@ -159,19 +156,9 @@ class Replay:
 
     def _codes(self, numbers: Sequence[int]) -> Tensor:
         """Codes `[B, latents, rows, cols]` that the full cache makes, its usual way."""
-        key = self.protocol.reference.label, "clip"
-        if not all(self.known.has((*key, number), {"codes"}) for number in numbers):
-            chosen = [self.cases[number] for number in numbers]
-            clips = self.pipeline.generate_many(
-                [prompt(case.scene) for case in chosen],
-                frames=self.plan.frames,
-                policy=self.protocol.reference.make(),
-                **settings_of(self.protocol.reference, chosen),
-            )
-            for number, clip in zip(numbers, clips, strict=True):
-                self.known.add((*key, number), {"codes": clip.codes.tolist()})
-        stored = [self.known.found[(*key, number)]["codes"] for number in numbers]
-        return torch.tensor(stored)
+        latents = latent_frames(self.plan.frames, self.pipeline.model.config.compression[0])
+        made = self.clips.get(self.protocol.reference, numbers, seed=0, latents=latents)
+        return torch.stack([own.codes for own in made])
 
     def _told(self, numbers: Sequence[int], codes: Tensor) -> Tensor:
         """Which codes are known, bool `[B, shares, latents, N]`: drawn clip by clip, nested."""
@@ -224,46 +211,6 @@ class Replay:
     def _found(self, label: str, part: str) -> dict[int, Mapping[str, Any]]:
         keys = {number: (label, part, number) for number in range(self.plan.prompts)}
         return {n: self.known.found[key] for n, key in keys.items() if key in self.known.found}
-
-
-# --- shared with free running --------------------------------------------------------------------
-
-
-def settings_of(row: Row, chosen: Sequence[Case], seed: int = 0) -> dict[str, Any]:
-    """How a row runs clips, all from text or all with an image: keywords for `Pipeline.run`."""
-    pictures = [Image.fromarray(world.render(case.scene, 1)[0]) for case in chosen]
-    return {
-        "image": pictures if chosen[0].with_image else None,
-        "seed": [_seed(row, case.seed, seed) for case in chosen],
-        "positions": row.positions,
-    }
-
-
-def _seed(row: Row, own: int, seed: int) -> int:
-    """Draws of a clip; another seed, or a row of other draws, shares none."""
-    return own + (2 * seed + row.other_draws) * OTHER_DRAWS
-
-
-#: Seeds of clips are below it.
-OTHER_DRAWS = 1_000_003
-
-
-@contextlib.contextmanager
-def kernel(name: Kernel) -> Iterator[None]:
-    """Attention as usual, or by plain products, whose sums come in another order."""
-    if name == "usual":
-        yield
-        return
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-def batches(chosen: Sequence[Case], numbers: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Numbers of clips that can run as one call: with an image or without, at most `size`."""
-    for with_image in (False, True):
-        group = [number for number in numbers if chosen[number].with_image == with_image]
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
 
 
 # --- numbers from answers ------------------------------------------------------------------------

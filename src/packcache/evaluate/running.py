@@ -16,17 +16,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from packcache.digits import world
-from packcache.digits.prompts import prompt
 from packcache.evaluate import truth
+from packcache.evaluate.clips import BATCH, Clips, Made, batches
 from packcache.evaluate.drift import by_latent
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.protocol import Protocol, Row, RunningPlan
-from packcache.evaluate.replay import batches, kernel, settings_of
 from packcache.evaluate.table import Case, cases
 from packcache.evaluate.video_metrics import measure
 from packcache.lumos.pipeline import Pipeline
@@ -43,9 +40,6 @@ TRUE_SERIES = ("digit", "colour", "count", "identity")
 SERIES = (
     *TRUE_SERIES, "psnr", "ssim", "sharpness", "hf_share", "luminance", "contrast", "saturation",
 )  # fmt: skip
-
-#: Clips that run as one call.
-BATCH = 8
 
 Values = NDArray[np.float64]
 
@@ -64,6 +58,7 @@ class Running:
         self.pipeline, self.protocol, self.plan = pipeline, protocol, plan
         self.known, self.on_step = known, on_step
         self.cases = cases(plan.prompts, protocol.clips.seed)
+        self.clips = Clips(pipeline, protocol, known)
         self.latents = latent_frames(plan.frames, pipeline.model.config.compression[0])
         self.part = f"run {plan.frames}"
         reference = protocol.reference
@@ -107,22 +102,17 @@ class Running:
     # --- making -------------------------------------------------------------------------------
 
     def _make(self, row: Row, numbers: Sequence[int], seed: int) -> None:
-        chosen = [self.cases[number] for number in numbers]
-        with kernel(row.kernel):
-            clips = self.pipeline.generate_many(
-                [prompt(case.scene) for case in chosen],
-                frames=self.plan.frames,
-                policy=row.make(),
-                **settings_of(row, chosen, seed),
-            )
-        for case, number, clip in zip(chosen, numbers, clips, strict=True):
-            found = self._judged(case, clip.frames)
-            if row is self.protocol.reference:
-                found["codes"] = clip.codes.tolist()
-            else:
-                found |= self._beside_full(clip.frames, clip.codes, number, seed)
-            found["held"] = float(sum(clip.stats.kept[-1].values()))
+        clips = self.clips.get(row, numbers, seed=seed, latents=self.latents)
+        for number, clip in zip(numbers, clips, strict=True):
+            frames = self._pixels(clip)
+            found = self._judged(self.cases[number], frames)
+            if row is not self.protocol.reference:
+                found |= self._beside_full(frames, clip, number, seed)
+            found["held"] = float(clip.held[-1])
             self.known.add(self._key(row.label, number, seed), found)
+
+    def _pixels(self, clip: Made) -> Frames:
+        return self.pipeline.pixels(clip.codes)[: self.plan.frames]
 
     def _beside(self, case: Case, number: int) -> None:
         """What the codec leaves of the truth, and a clip that stands still."""
@@ -134,16 +124,14 @@ class Running:
             found = self._judged(case, frames[: self.plan.frames])
             self.known.add(self._key(label, number, 0), found)
 
-    def _beside_full(self, frames: Frames, codes: Tensor, number: int, seed: int) -> dict[str, Any]:
-        """Against the reference's clip of the same prompt and seed."""
-        label = self.protocol.reference.label
-        stored = self.known.found.get(self._key(label, number, seed))
-        if stored is None:
+    def _beside_full(self, frames: Frames, clip: Made, number: int, seed: int) -> dict[str, Any]:
+        """Against the reference's clip of the same prompt and seed, where it is as long."""
+        stored = self.clips.stored(self.protocol.reference, number, seed)
+        if stored is None or len(stored) < self.latents:
             return {"diverged": None}
-        theirs = torch.tensor(stored["codes"])
-        differ = (codes.cpu() != theirs).flatten(1).any(dim=1).nonzero()
-        pixels = self.pipeline.pixels(theirs)[: self.plan.frames]
-        measured = measure(frames, fps=self.pipeline.fps, against=pixels)
+        theirs = stored.cut(self.latents)
+        differ = (clip.codes != theirs.codes).flatten(1).any(dim=1).nonzero()
+        measured = measure(frames, fps=self.pipeline.fps, against=self._pixels(theirs))
         series = {name: _by_latent(measured.series[name]) for name in ("psnr", "ssim")}
         return {"diverged": int(differ[0, 0]) if len(differ) else None, **series}
 

@@ -183,16 +183,23 @@ class Decoder:
             return ReusedAttention(self.caches, self.branches, self.layout.tokens)
         return CachedAttention(self.caches, self.branches)
 
-    def frames(self, given: Tensor | None = None) -> Iterator[FrameResult]:
+    def frames(
+        self, given: Tensor | None = None, made: Tensor | None = None
+    ) -> Iterator[FrameResult]:
         """Latent frames one by one: the given ones first, then generated ones, `latents` in all.
 
-        `given [B, t, rows, cols]` are codes of given latent frames (image-to-video: t = 1). What
-        was done before a `resume` is not done again.
+        `given [B, t, rows, cols]` are codes of given latent frames (image-to-video: t = 1), `made`
+        those that this decoder is known to decide next: they are committed as if it had. What was
+        done before a `resume` is not done again.
         """
         if not self.caches[0].logical_length:
             self.prefill()
         for codes in () if given is None else given.unbind(1)[self.frame :]:
             yield self.give(codes)
+        start = 0 if given is None else given.shape[1]
+        for codes in () if made is None else made.unbind(1)[self.frame - start :]:
+            self.generated += 1
+            yield self.give(codes, as_generated=True)
         while self.latents is None or self.frame < self.latents:
             yield self.generate()
 

@@ -428,7 +428,8 @@ def check_count(name: str, value: int | None) -> None:
 class Run:
     """Latent frames of one call as they are made; iterating keeps `stats` as it goes.
 
-    `given [B, t, h, w]` are the codes that the clips start with, `journal` their checkpoint.
+    `given [B, t, h, w]` are the codes that the clips start with, `made` those that are known to
+    come next (`Decoder.frames`), `journal` their checkpoint.
     """
 
     prompts: list[str]
@@ -437,6 +438,7 @@ class Run:
     seeds: list[int]
     header: Header
     stats: Stats
+    made: Tensor | None = None
     journal: Journal | None = None
 
     @property
@@ -468,7 +470,7 @@ class Run:
 
     def results(self) -> Iterator[FrameResult]:
         """The latent frames, nothing kept of them; those of a resumed checkpoint come first."""
-        frames = self.decoder.frames(self.given)
+        frames = self.decoder.frames(self.given, self.made)
         return frames if self.journal is None else self.journal.record(frames)
 
     def __iter__(self) -> Iterator[FrameResult]:
