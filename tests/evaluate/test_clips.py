@@ -30,6 +30,7 @@ ROWS = {
         Row(label="random", policy="random:budget=1,window=2", role="control"),
         Row(label="no image", policy="packcache:budget=1", role="control", drops_image=True),
         Row(label="absolute", policy="packcache:budget=1", role="control", positions="absolute"),
+        Row(label="slide", policy="packcache:budget=1", rebase="slide"),
         Row(label="other kernel", policy="full", role="floor", kernel="math"),
         Row(label="other draws", policy="full", role="floor", other_draws=True),
     )

@@ -242,6 +242,24 @@ def test_jitter_shows_in_the_variation_of_speed(eyes):
     assert 1 < got.position < 3
 
 
+def test_jitter_is_known_frame_by_frame(eyes):
+    """One frame that is 3 pixels too low: the ways to it and from it are off, and no others."""
+    places = world.corners(one(x=8).digits[0], FRAMES)
+    places[7, 1] += 3
+    frames = [world.render(one(x=int(x), y=int(y)), 1)[0] for x, y in places]
+    got = truth.judge(np.array(frames), one(x=8), eyes)
+    assert np.isnan(got.curves.jitter[0])
+    np.testing.assert_allclose(got.curves.jitter[7:9], 3, atol=0.1)
+    others = np.delete(got.curves.jitter, [0, 7, 8])
+    assert (others < 0.2).all()
+    assert got.jitter == pytest.approx(np.nanmean(got.curves.jitter))
+
+
+def test_a_bounce_is_no_jitter(eyes):
+    got = truth.judge(world.render(one(), 41), one(), eyes)
+    assert got.reflection == 0 and np.nanmax(got.curves.jitter) < 0.2
+
+
 def test_half_the_speed_is_measured(eyes):
     slow = world.render(one(x=8), FRAMES)[np.arange(FRAMES) // 2]
     got = truth.judge(slow, one(x=8), eyes)

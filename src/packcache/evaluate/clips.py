@@ -156,6 +156,7 @@ def settings_of(row: Row, chosen: Sequence[Case], seed: int = 0) -> dict[str, An
         "image": pictures if chosen[0].with_image else None,
         "seed": [_seed(row, case.seed, seed) for case in chosen],
         "positions": row.positions,
+        "rebase": row.rebase,
     }
 
 

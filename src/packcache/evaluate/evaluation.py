@@ -53,7 +53,7 @@ SCALARS = (
 #: What rows are compared by, clip by clip, with the reference and with baselines: exploratory.
 VERSUS = (
     "identity", "digit", "colour", "count", "direction", "flow_motion_top5_dis", "warp_error_dis",
-    "flow_interp_smoothness_dis", "flicker_mae", "speed_variation",
+    "flow_interp_smoothness_dis", "flicker_mae", "speed_variation", "jitter",
 )  # fmt: skip
 
 #: Series whose drift is told, beside the full cache's.
@@ -166,15 +166,14 @@ class Evaluation:
         for gap in plan.gaps:
             for start in range(0, plan.clips, _MEMORY_CLIPS):
                 numbers = range(start, min(start + _MEMORY_CLIPS, plan.clips))
-                for positions in dict.fromkeys(row.positions for row in rows):
-                    alike = [row for row in rows if row.positions == positions]
-                    self._ask_memory(alike, gap, numbers)
+                for rule in dict.fromkeys(map(_rule, rows)):
+                    self._ask_memory([row for row in rows if _rule(row) == rule], gap, numbers)
                 done += len(numbers)
                 if self.on_step:
                     self.on_step("memory", done, plan.clips * len(plan.gaps))
 
     def _ask_memory(self, rows: Sequence[Row], gap: int, numbers: range) -> None:
-        """Clips of one gap for rows of equal positions, as far as they are not known."""
+        """Clips of one gap for rows of one rule of positions, as far as they are not known."""
         keys = {row.label: [(row.label, "memory", gap, n) for n in numbers] for row in rows}
         missing = [
             row
@@ -186,7 +185,7 @@ class Evaluation:
         curve = horizon(
             self.pipeline, {row.label: row.make() for row in missing}, gaps=(gap,), only=numbers,
             clips=self.protocol.memory.clips, seed=self.protocol.clips.seed,
-            positions=missing[0].positions,
+            positions=missing[0].positions, rebase=missing[0].rebase,
         )  # fmt: skip
         for place, row in enumerate(missing):
             for key, number in zip(keys[row.label], numbers, strict=True):
@@ -456,6 +455,11 @@ class Evaluation:
             prompts=np.nonzero(whole)[0].tolist(),
         ).to_json()
         return {name: value for name, value in found.items() if name != "curve"}
+
+
+def _rule(row: Row) -> tuple[str, str]:
+    """How a row's positions are made."""
+    return row.positions, row.rebase
 
 
 def _compared(row: Row, other: Row) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from packcache.errors import InputFileError, InvalidSetting
 from packcache.policies import PackCache, Policy, parse_policy
-from packcache.positions import PositionMode
+from packcache.positions import PositionMode, RebaseRule
 from packcache.timeline import HeldFrame, Role
 
 if sys.version_info >= (3, 11):
@@ -66,6 +66,7 @@ class Row:
     policy: str
     role: Job = "policy"
     positions: PositionMode = "rebase"
+    rebase: RebaseRule = "trained"
     kernel: Kernel = "usual"
     drops_image: bool = False
     other_draws: bool = False
@@ -256,6 +257,7 @@ def _made(kind: type[T], data: Mapping[str, Any], where: str) -> T:
 _WORDS: dict[str, Sequence[str]] = {
     "role": get_args(Job), "kernel": get_args(Kernel), "part": get_args(Part),
     "better": get_args(Better), "positions": get_args(PositionMode),
+    "rebase": get_args(RebaseRule),
 }  # fmt: skip
 
 

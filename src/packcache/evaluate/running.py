@@ -38,7 +38,8 @@ BESIDE = ("ceiling", "floor")
 #: What is kept latent frame by latent frame; everything else is one number a clip.
 TRUE_SERIES = ("digit", "colour", "count", "identity")
 SERIES = (
-    *TRUE_SERIES, "psnr", "ssim", "sharpness", "hf_share", "luminance", "contrast", "saturation",
+    *TRUE_SERIES, "jitter", "warp_error", "psnr", "ssim", "sharpness", "hf_share", "luminance",
+    "contrast", "saturation",
 )  # fmt: skip
 
 Values = NDArray[np.float64]
@@ -143,13 +144,15 @@ class Running:
         identity = (
             curves.digit * curves.colour if case.scene.kind == "one" else curves.digit * np.nan
         )
-        series = {"digit": curves.digit, "colour": curves.colour, "count": curves.count}
-        found: dict[str, Any] = {
-            name: _by_latent(values) for name, values in {**series, "identity": identity}.items()
-        }
+        measured = measure(frames, fps=self.pipeline.fps)
+        series = {
+            "digit": curves.digit, "colour": curves.colour, "count": curves.count,
+            "identity": identity, "jitter": curves.jitter,
+            "warp_error": np.concatenate(([np.nan], measured.series["warp_error_dis"])),
+        }  # fmt: skip
+        found: dict[str, Any] = {name: _by_latent(values) for name, values in series.items()}
         for name in ("direction", "speed", "speed_variation", "background", "survival"):
             found[name] = getattr(judgement, name)
-        measured = measure(frames, fps=self.pipeline.fps)
         found |= {n: None if v is None else float(v) for n, v in measured.scalars.items()}
         whole = {n: own for n, own in measured.series.items() if len(own) == len(frames)}
         return found | {name: _by_latent(own) for name, own in whole.items()}

@@ -111,6 +111,7 @@ class Curves:
     count: np.ndarray
     curtain: np.ndarray
     position: np.ndarray
+    jitter: np.ndarray
     background: np.ndarray
 
 
@@ -127,6 +128,7 @@ class Judgement:
     speed_variation: float | None  # rms deviation from steady motion, in units of `speed`
     reflection: float | None  # |speed before + speed after| at bounces, pixels a frame
     position: float | None  # pixels from the known centres, of digits found; scenes only
+    jitter: float | None  # pixels a frame from steady motion between bounces
     background: float | None  # levels from the known ground, or from the first frame's
     survival: int | None  # frame from which on a digit is lost for good (4 frames at least)
     curves: Curves
@@ -172,6 +174,7 @@ def judge(
     visible = asked.visible(len(frames))
     centres = _centres(scene, len(frames)) if scene else None
     tracks = _tracks(readings, asked, visible, centres)
+    paths = [_path(track) for track in tracks]
     right = {
         name: _rights(tracks, [getattr(digit, told) for digit in asked.digits], visible, name)
         for name, told in (("digit", "value"), ("colour", "colour"))
@@ -184,10 +187,10 @@ def judge(
         colour=_mean(right["colour"], 1),
         count=(seen == visible.sum(1)).astype(float),
         curtain=(np.abs(down - share * asked.covered(len(frames))) < 0.1).astype(float),
-        position=_positions(tracks, centres, visible),
+        position=_positions(paths, centres, visible),
+        jitter=_jitter(paths, visible),
         background=_background(frames, readings, scene),
     )
-    paths = [_path(track) for track in tracks]
     motion = _motion(paths, asked, visible, since)
     scores = {name: _scalar(curve[since:]) for name, curve in vars(curves).items()}
     return Judgement(**scores, **motion, survival=_survival(right, visible), curves=curves)
@@ -344,13 +347,13 @@ def _path(track: Sequence[Found | None]) -> np.ndarray:
 
 
 def _positions(
-    tracks: Sequence[Sequence[Found | None]], centres: np.ndarray | None, visible: np.ndarray
+    paths: Sequence[np.ndarray], centres: np.ndarray | None, visible: np.ndarray
 ) -> np.ndarray:
     """Pixels from the known centres, mean over the digits found, `[T]`."""
     away = np.full(visible.shape, np.nan)
     if centres is not None:
-        for number, track in enumerate(tracks):
-            away[:, number] = np.linalg.norm(_path(track) - centres[:, number], axis=1)
+        for number, path in enumerate(paths):
+            away[:, number] = np.linalg.norm(path - centres[:, number], axis=1)
     return _mean(away, 1)
 
 
@@ -441,6 +444,22 @@ def _motion(
         "reflection": reflections,
     }
     return {name: _scalar(np.array(values, dtype=float)) for name, values in numbers.items()}
+
+
+def _jitter(paths: Sequence[np.ndarray], visible: np.ndarray) -> np.ndarray:
+    """Pixels by which the way to each frame differs from its leg's mean, over the digits, `[T]`."""
+    out = np.full(visible.shape, np.nan)
+    for number, (path, seen) in enumerate(zip(paths, visible.T, strict=True)):
+        off = np.full(path.shape, np.nan)
+        for start, stop in _runs(seen):
+            for axis in (0, 1):
+                line = path[start:stop, axis]
+                for leg in _legs(line):
+                    step = np.diff(line[leg.first : leg.last + 1])
+                    where = slice(start + leg.first + 1, start + leg.last + 1)
+                    off[where, axis] = step - leg.way / leg.moves
+        out[:, number] = np.hypot(off[:, 0], off[:, 1])
+    return _mean(out, 1)
 
 
 def _runs(mask: np.ndarray) -> Iterator[tuple[int, int]]:
