@@ -28,7 +28,10 @@ from packcache.errors import InvalidSetting
 from packcache.selectors import Score, Scores, low_discrepancy
 from packcache.timeline import FrameLayout
 
-__all__ = ["SAMPLES", "QueryWatch", "expected_attention", "received_attention", "sampled"]
+__all__ = [
+    "SAMPLES", "QueryWatch", "expected_attention", "received_attention", "sampled",
+    "scoring_bytes", "watched_bytes",
+]  # fmt: skip
 
 #: Queries of a latent frame by which `observed` judges; all content tokens of a smaller one.
 SAMPLES = 64
@@ -82,7 +85,7 @@ class _Moments:
     def of(cls, queries: Tensor, kv_heads: int) -> _Moments:
         """Of queries `[H, L, D]`, pooled by group, without a copy in the wider dtype."""
         pooled = queries.reshape(kv_heads, -1, queries.shape[-1])
-        wide = torch.promote_types(queries.dtype, torch.float32)
+        wide = _wider(queries.dtype)
         squares = torch.linalg.vector_norm(pooled, dim=1, dtype=wide).square()
         return cls(pooled.sum(dim=1, dtype=wide), squares, pooled.shape[1])
 
@@ -108,7 +111,9 @@ class QueryWatch:
             for start, (_, layout) in zip(starts, pieces, strict=False)
             if layout is not None
         ]
-        offsets = [start + offset for start, own in self._frames for offset in sampled(own)]
+        offsets: list[int] = []
+        if self.score == "observed":
+            offsets = [start + offset for start, own in self._frames for offset in sampled(own)]
         self._sample = torch.tensor(offsets, dtype=torch.int64, device=self.device)
         self.forget()
 
@@ -168,4 +173,55 @@ class QueryWatch:
 
 def _wide(x: Tensor) -> Tensor:
     """At least float32: sums over many queries."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(_wider(x.dtype))
+
+
+def _wider(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+# --- what it takes ------------------------------------------------------------------------------
+
+
+def watched_bytes(
+    score: Score,
+    layout: FrameLayout,
+    *,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+) -> int:
+    """Bytes that a watch holds of an open latent frame once all layers showed it their queries.
+
+    Of tensors of its own: keys and values it looks at are views of the cache's.
+    """
+    if score == "expected":  # sums and sums of squares
+        return layers * 2 * kv_heads * head_dim * _wider(dtype).itemsize
+    each = layers * heads * head_dim * dtype.itemsize + torch.int64.itemsize  # and its place
+    return min(SAMPLES, layout.content) * each
+
+
+def scoring_bytes(
+    score: Score,
+    layout: FrameLayout,
+    slots: int,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+) -> int:
+    """Bytes that making one layer's scores takes beside; `slots` are all that can be attended to.
+
+    `expected` squares the frame's keys; `observed` has logits and shares of all keys. Narrow dtypes
+    are copied to float32 first.
+    """
+    wide = _wider(dtype)
+    copies = wide.itemsize if wide != dtype else 0
+    if score == "expected":
+        return kv_heads * layout.tokens * head_dim * (2 * copies + wide.itemsize)
+    rows = heads * min(SAMPLES, layout.content)
+    copied = (kv_heads * slots + rows) * head_dim * copies
+    return copied + 2 * rows * slots * wide.itemsize

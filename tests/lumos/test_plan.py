@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packcache.cache import FrameCache
 from packcache.errors import InputError, InvalidSetting
 from packcache.lumos import plan as plans
 from packcache.lumos.codec import FSQ
@@ -29,6 +31,10 @@ from packcache.lumos.stock import Stock
 from packcache.lumos.vocab import Prefix, Vocab
 from packcache.lumos.weights import parameter_count
 from packcache.policies import (
+    POLICIES as NAMED,
+)
+from packcache.policies import (
+    DeepForcing,
     FullCache,
     NoHistory,
     PackCache,
@@ -55,6 +61,8 @@ POLICIES = [
     PackCache(n_sinks=2),
     PackCache(fill="window"),
     PackCache(order="novelty"),
+    PackCache(order="expected"),
+    PackCache(order="observed"),
     PackCache.paper_literal(),
     PackCache.paper_visible(),
     PackCache(budget="70tok", window=None),
@@ -237,6 +245,105 @@ def test_kv_is_predicted_to_the_byte_at_every_history_mask_ratio(policy, ratio):
 def test_kv_is_predicted_to_the_byte_with_other_settings(settings):
     made, measured = both(PackCache(n_sinks=1), Sampling(steps=1, guidance=1.0), **settings)
     assert_same_kv(made, measured)
+
+
+# --- orders that go by scores ---------------------------------------------------------------------
+
+ASKING = [PackCache(order="expected"), PackCache(order="observed"), DeepForcing()]
+
+
+def own_tensors(value: object) -> Iterator[torch.Tensor]:
+    """Every tensor that hangs on an object."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from own_tensors(item)
+    elif hasattr(value, "__dict__"):
+        yield from own_tensors(vars(value))
+
+
+def held_of_queries(cache: FrameCache) -> int:
+    """Bytes of the tensors that a cache holds for scores, views of its keys and values left out."""
+    theirs = {x.untyped_storage().data_ptr() for pair in cache.stores[0] for x in pair}
+    return sum(
+        x.numel() * x.element_size()
+        for x in own_tensors(cache._watch)
+        if x.untyped_storage().data_ptr() not in theirs
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("policy", [*ASKING, PackCache(), FullCache()], ids=repr)
+@pytest.mark.filterwarnings("ignore::packcache.cache.TrainedRangeWarning")
+def test_what_scoring_holds_is_predicted_to_the_byte(policy, dtype, monkeypatch):
+    """At every commit of a latent frame, after all its steps, the caches of both prompts."""
+    commit, held = FrameCache.commit, []
+
+    def look(self, **known):
+        held.append(sum(held_of_queries(cache) for cache in caches))
+        commit(self, **known)
+        assert held_of_queries(self) == 0
+
+    config = sized(128, 32, 2, 4, 2)
+    shape = {"config": config, "size": (96, 64), "text_tokens": 9, "prompts": 2, "dtype": dtype}
+    caches: list[FrameCache] = []
+    open_cache = FrameCache.open
+    monkeypatch.setattr(FrameCache, "commit", look)
+    monkeypatch.setattr(
+        FrameCache, "open",
+        lambda self, *spans: (caches.append(self) if self not in caches else None)
+        or open_cache(self, *spans),
+    )  # fmt: skip
+    measure(latents=3, policy=policy, sampling=SAMPLING, **shape)
+    monkeypatch.undo()
+    made = plan(frames=9, policy=policy, sampling=SAMPLING, **shape)
+    assert made.score_bytes == max(held)
+    assert (made.score_bytes > 0) == (policy.asks is not None)
+    text, *frames = held[:2], held[2:4], held[4:6], held[6:8]
+    assert text == [0, 0]
+    assert frames == [[made.score_bytes, made.score_bytes // 2]] * 3
+
+
+#: Many tokens and narrow layers, so that the scores of a commit are the peak.
+LONG = {
+    "config": sized(128, 32, 2, 4, 4), "size": (128, 128), "latents": 7, "text_tokens": 12,
+    "sampling": SAMPLING,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [{"dtype": "float32"}, {"dtype": "bfloat16", "prompts": 2}])
+@pytest.mark.parametrize("order", ["expected", "observed"])
+@pytest.mark.filterwarnings("ignore::packcache.cache.TrainedRangeWarning")
+def test_the_peak_of_a_run_that_scores_is_predicted(order, shape):
+    policy, shape = PackCache(order=order, budget=3, window=6), LONG | shape
+    measured = measure(policy=policy, **shape)
+    latents = shape.pop("latents")
+    made = plan(frames=4 * latents - 3, policy=policy, **shape)
+    assert_same_kv(made, measured)
+    assert made.peak.bytes == pytest.approx(measured.peak, rel=0.02)
+    assert (made.peak.moment.name == "scoring") == (order == "observed")
+
+
+def test_scores_of_a_given_frame_alone_are_counted():
+    policy, shape = PackCache(order="observed"), LONG | {"latents": 1, "dtype": "bfloat16"}
+    measured = measure(policy=policy, **shape)
+    made = plan(frames=1, policy=policy, **{k: v for k, v in shape.items() if k != "latents"})
+    assert made.peak.bytes == pytest.approx(measured.peak, rel=0.05)
+    assert [phase.moment.name for phase in made.phases][-1] == "scoring"
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_who_asks_for_no_scores_plans_none(name):
+    policy = NAMED[name]()
+    made = plan(SIZES["toy"], size=(64, 64), frames=25, policy=policy)
+    moments = [phase.moment for phase in made.phases]
+    terms = [term.name for moment in moments for term in moment.terms]
+    asks = policy.asks is not None
+    assert any(moment.name == "scoring" for moment in moments) == asks
+    assert any(name.startswith("queries for order") for name in terms) == asks
+    assert (made.score_bytes > 0) == asks
+    assert any(line.startswith("scores ") for line in made.lines()) == asks
 
 
 # --- checkpoints --------------------------------------------------------------------------------

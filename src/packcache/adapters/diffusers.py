@@ -14,6 +14,10 @@ what the cache holds and the chunk itself, the rotary embedding counts on from t
 and nothing else is changed: the attention back end that was chosen is used. `branch=` names the
 halves of guidance, each with a cache of its own. `uninstall()` puts every object back.
 
+A policy that goes by scores is shown the queries of the forward that stays, those of drafts are
+not: nothing of a draft is left. The branch that runs first leads, all others keep the same tokens;
+of a batch, all rows count alike.
+
 Chunks are causal only if the weights were trained so (Self-Forcing, CausVid and the like in Wan
 layout): bidirectional weights run, exactly, and make poor video.
 """
@@ -27,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from packcache.adapters.scored import SharedOrder
 from packcache.adapters.shapes import check_same, frame_spans, heads_first, heads_last
 from packcache.cache import FrameCache
 from packcache.errors import CacheStateError, InvalidSetting
@@ -91,9 +96,11 @@ class Installed:
     ) -> None:
         self.transformer, self.policy, self.image_frames = transformer, policy, image_frames
         self.caches: dict[str, FrameCache] = {}
+        self._order = SharedOrder(policy)
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._layout: FrameLayout | None = None
         self._branch: str | None = None  # None: off
+        self._stays = False  # does the forward that is run?
         self._frames = 0  # latent frames of the chunk that is run
         self._rope = _Rope(transformer.rope, self)
         self._settings: dict[str, Any] = {
@@ -120,6 +127,7 @@ class Installed:
         if self._branch is not None:
             raise CacheStateError("a frame is open: leave it before reset()")
         self.caches, self._sizes, self._layout = {}, {}, None
+        self._order = SharedOrder(self.policy)
 
     @contextlib.contextmanager
     def frame(self, *, commit: bool = False, branch: str = "cond") -> Iterator[FrameCache | None]:
@@ -132,12 +140,13 @@ class Installed:
             raise CacheStateError("this cache is not in the transformer any more")
         if self._branch is not None:
             raise CacheStateError("a frame is open already: leave it before the next one")
-        self._branch, self._frames = branch, 0
+        self._branch, self._stays, self._frames = branch, commit, 0
         try:
             yield self.caches.get(branch)
             if not self._frames:
                 raise CacheStateError("a frame was left without a forward: run the transformer")
             if commit:
+                self._order.begin(branch)
                 self.caches[branch].commit()
         finally:
             cache = self.caches.get(branch)
@@ -174,6 +183,12 @@ class Installed:
         keys, values = cache.update(layer, heads_first(k), heads_first(v))
         return heads_last(keys, len(k)), heads_last(values, len(v))
 
+    def show(self, layer: int, q: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Queries `[B, n, H, D]` of a layer and what they attend to, if the policy asks."""
+        cache = self.caches[str(self._branch)]
+        if self._stays and cache.asks:
+            cache.observe(layer, heads_first(q), heads_first(keys), heads_first(values))
+
     def _open(self, branch: str, k: Tensor) -> None:
         """Open the chunk, or the same once more; nothing is changed where it does not fit."""
         assert self._layout is not None  # the rotary embedding runs before the first layer
@@ -185,7 +200,7 @@ class Installed:
         sizes = k.shape[0], k.shape[2], k.shape[3]
         cache = self.caches.get(branch)
         if cache is None:
-            cache = self.caches[branch] = self._make(k)
+            cache = self.caches[branch] = self._make(self._order.of(branch), k)
             self._sizes[branch] = sizes
         else:
             check_same(sizes, k.dtype, self._sizes[branch], cache.dtype)
@@ -195,10 +210,10 @@ class Installed:
         numbers, roles = range(first, first + self._frames), [Role.IMAGE] * self.image_frames
         cache.open(*frame_spans(numbers, self._layout, roles))
 
-    def _make(self, k: Tensor) -> FrameCache:
+    def _make(self, policy: Policy, k: Tensor) -> FrameCache:
         assert self._layout is not None
         return FrameCache(
-            self.policy, layers=len(self._attentions), kv_heads=k.shape[0] * k.shape[2],
+            policy, layers=len(self._attentions), kv_heads=k.shape[0] * k.shape[2],
             head_dim=k.shape[3], layout=self._layout, text=(0,), dtype=k.dtype, device=k.device,
             **self._settings,
         )  # fmt: skip
@@ -236,6 +251,7 @@ class _Processor:
         if rotary_emb is not None:
             q, k = _rotated(q, *rotary_emb), _rotated(k, *rotary_emb)
         keys, values = self.owner.attend_to(self.layer, k, v)
+        self.owner.show(self.layer, q, keys, values)
         out = dispatch_attention_fn(
             q, keys, values, attn_mask=None, dropout_p=0.0, is_causal=False,
             backend=self._attention_backend, parallel_config=self._parallel_config,

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from packcache.adapters.scored import refuse_scores
 from packcache.adapters.shapes import check_same, frame_spans, heads_first, heads_last
 from packcache.cache import FrameCache
 from packcache.errors import CacheStateError, InvalidSetting
@@ -69,7 +70,8 @@ class SelfForcingCache(list["LayerCache"]):
     """The list of dicts that such a pipeline keeps, for one branch of guidance.
 
     Args:
-        policy: which tokens stay. It takes the place of `local_attn_size` and `sink_size`.
+        policy: which tokens stay. It takes the place of `local_attn_size` and `sink_size`. None
+            that goes by scores: the model's attention shows the list no queries.
         layers: transformer blocks of the model.
         grid: rows and columns of tokens in a latent frame.
         image_frames: of these first latent frames, given to the model, no token ever leaves.
@@ -96,6 +98,7 @@ class SelfForcingCache(list["LayerCache"]):
                 f"layers {layers}, grid {grid}, image_frames {image_frames}: expected a model of "
                 "at least one layer and token, and no negative number of frames"
             )
+        refuse_scores(policy, "a Self-Forcing-type model")
         super().__init__(LayerCache(self, layer, device) for layer in range(layers))
         self.policy, self.image_frames = policy, image_frames
         self.layout = FrameLayout(rows=rows, cols=cols, header=0, footer=0, new_line=False)

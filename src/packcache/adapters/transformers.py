@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from packcache.adapters.scored import refuse_scores
 from packcache.adapters.shapes import check_same, frame_spans
 from packcache.cache import FrameCache
 from packcache.errors import CacheStateError, InvalidSetting
@@ -58,7 +59,7 @@ def make_cache(
 
     Args:
         model: one of `MODELS`.
-        policy: which tokens stay.
+        policy: which tokens stay; none that goes by scores, for `Cache.update` sees no queries.
         tokens_per_frame: tokens of a latent frame in the sequence, separators included; or how they
             lie, for the order in which they are given up.
         roles: of the first latent frames, `Role.IMAGE` for a condition image; all others are
@@ -73,6 +74,7 @@ def make_cache(
             f"{name} is not supported: known are {', '.join(MODELS)}; for another model see "
             "docs/adapters.md"
         )
+    refuse_scores(policy, "transformers")
     layout = _layout(tokens_per_frame)
     if text_tokens is not None and text_tokens < 1:
         raise InvalidSetting(f"text_tokens is {text_tokens}, expected at least 1")

@@ -23,13 +23,16 @@ from packcache.lumos.memory import (
     ALLOWANCE,
     Moment,
     Phase,
+    Term,
     forward_moments,
     head_moment,
     keep_moment,
     kept_terms,
     parts_moment,
     reserve_moment,
+    scoring_moment,
     state_terms,
+    watched_terms,
 )
 from packcache.lumos.schedule import Sampling, history_mask
 from packcache.lumos.vocab import HEADER
@@ -37,6 +40,7 @@ from packcache.lumos.weights import parameter_count
 from packcache.policies import Policy
 from packcache.positions import PositionMode, RebaseRule, Rotation
 from packcache.reuse import EXACT, StepReuse
+from packcache.selectors import Score
 from packcache.timeline import FrameLayout, Role, Span
 
 __all__ = ["TEXT_TOKENS", "Course", "Workload"]
@@ -51,8 +55,8 @@ class Course:
 
     `kv_bytes`, `metadata_bytes` and `end_bytes` (allocated) are those after the last commit;
     `held` the tokens before each latent frame, up to where nothing changes any more; `newest` what
-    the last history frame holds after its commit; `old_slots` those of a branch before it last
-    grew.
+    the last history frame holds after its commit; `slots` those allocated in a branch at the end,
+    `old_slots` before it last grew; `score` what the policy asks for.
     """
 
     prefill_bytes: int
@@ -63,7 +67,9 @@ class Course:
     metadata_bytes: int
     held: tuple[int, ...]
     newest: int
+    slots: int
     old_slots: int
+    score: Score | None
 
     def extended(self, before: Course, more: int) -> Course:
         """This course after `more` latent frames, each as the last one; `before` is without it."""
@@ -178,7 +184,9 @@ class Workload:
             metadata_bytes=cache.timeline.metadata_bytes,
             held=tuple(held),
             newest=next((entry.count for entry in cache.timeline.history), 0),
+            slots=cache.stores[0].capacity,
             old_slots=old,
+            score=policy.asks,
         )
 
     def _commit_frame(self, cache: FrameCache, frame: int) -> None:
@@ -200,6 +208,11 @@ class Workload:
 
     # --- the moments of a run -------------------------------------------------------------------
 
+    def watched(self, score: Score | None, prompts: int | None = None) -> list[Term]:
+        """What prompts [all] hold of an open frame's queries for a policy that asks."""
+        prompts = self.prompts if prompts is None else prompts
+        return watched_terms(self.config, self.layout, score, self.dtype, prompts=prompts)
+
     def phases(self, course: Course, latents: int) -> tuple[Phase, ...]:
         """Each phase of a run of several prompts, at its largest moment."""
         rows = self.prompts * self.sampling.branches * self.layout.tokens
@@ -210,11 +223,12 @@ class Workload:
             self.config, self.layout, self.sampling, self.dtype,
             prompts=self.prompts, reuse=self.reuse,
         )  # fmt: skip
-        quiet = [term for term in state if term.name != "draws"]
+        watched = self.watched(course.score)
+        quiet = [*watched, *(term for term in state if term.name != "draws")]
         text = forward_moments(self.config, self.text_tokens, self.dtype)
         given = forward_moments(self.config, rows, self.dtype, quiet)
         commit = forward_moments(self.config, rows, self.dtype, [*kept, *quiet])
-        state = [*kept, *state]
+        state = [*kept, *watched, *state]
         step = forward_moments(self.config, rows, self.dtype, state)
         if kept:
             step.append(parts_moment(self.config, self.layout, rows, self.dtype, state))
@@ -224,18 +238,32 @@ class Workload:
         phases = [self._phase("prefill", course.prefill_bytes, text)]
         if self.image:
             phases.append(self._phase("given frame", course.given_bytes, given))
-        if latents > self.image:
+        scoring = self._scoring(course, [*kept, *quiet])
+        if latents == self.image:
+            phases += scoring
+        else:
             grow = reserve_moment(self.layer_slot_bytes * course.old_slots, kept)
             moved = max(course.held) - self.text_tokens
-            pack = keep_moment(self.layer_slot_bytes * moved, moved, kept)
+            others = self.watched(course.score, self.prompts - 1)
+            pack = keep_moment(self.layer_slot_bytes * moved, moved, [*kept, *others])
             phases += [
                 self._phase("growth", course.step_bytes, [grow]),
                 self._phase("step", course.step_bytes, step),
                 self._phase("head", course.step_bytes, [head]),
                 self._phase("commit", course.step_bytes, commit),
+                *scoring,
                 self._phase("packing", course.step_bytes, [pack]),
             ]
         return tuple(phases)
+
+    def _scoring(self, course: Course, held: list[Term]) -> list[Phase]:
+        """The scores of a commit, beside `held`, if the policy asks."""
+        if course.score is None:
+            return []
+        moment = scoring_moment(
+            self.config, self.layout, course.score, self.dtype, course.slots, held
+        )
+        return [self._phase("scoring", max(course.given_bytes, course.step_bytes), [moment])]
 
     def _phase(self, name: str, cache_bytes: int, moments: Iterable[Moment]) -> Phase:
         top = max(moments, key=lambda moment: moment.bytes)

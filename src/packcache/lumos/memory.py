@@ -17,11 +17,14 @@ from packcache.lumos.config import LumosConfig
 from packcache.lumos.decode import HEAD_BYTES
 from packcache.lumos.schedule import Sampling
 from packcache.reuse import StepReuse
+from packcache.scores import SAMPLES, scoring_bytes, watched_bytes
+from packcache.selectors import Score
 from packcache.timeline import FrameLayout
 
 __all__ = [
     "ALLOWANCE", "Moment", "Phase", "Term", "forward_moments", "head_moment", "keep_moment",
-    "kept_terms", "parts_moment", "reserve_moment", "state_terms",
+    "kept_terms", "parts_moment", "reserve_moment", "scoring_moment", "state_terms",
+    "watched_terms",
 ]  # fmt: skip
 
 #: Bytes left free for what is not counted: codec, CUDA context, workspaces, allocator rounding.
@@ -203,6 +206,62 @@ def kept_terms(
             how=f"layers x A x ((D + KV x d) x {dtype.itemsize} B + heads x {wide} B)",
         )
     ]
+
+
+def watched_terms(
+    config: LumosConfig,
+    layout: FrameLayout,
+    score: Score | None,
+    dtype: torch.dtype,
+    *,
+    prompts: int = 1,
+) -> list[Term]:
+    """What an order that goes by scores holds of the queries while a latent frame is open."""
+    if score is None or not prompts:
+        return []
+    each = watched_bytes(
+        score, layout, layers=config.num_hidden_layers, dtype=dtype, **_heads(config)
+    )
+    how = {
+        "expected": f"prompts x layers x 2 x KV x d x {max(4, dtype.itemsize)} B",
+        "observed": f"prompts x {min(SAMPLES, layout.content)} queries x (layers x D x "
+        f"{dtype.itemsize} + 8 B)",
+    }
+    return [Term(name=f"queries for order {score!r}", bytes=prompts * each, how=how[score])]
+
+
+def scoring_moment(
+    config: LumosConfig,
+    layout: FrameLayout,
+    score: Score,
+    dtype: torch.dtype,
+    slots: int,
+    held: Sequence[Term] = (),
+) -> Moment:
+    """Scores at a commit, layer by layer, one prompt at a time; `slots` of a branch at most."""
+    new = scoring_bytes(score, layout, slots, dtype=dtype, **_heads(config))
+    how = {
+        "expected": "keys squared in float32, and what is copied for it",
+        "observed": f"logits and shares over {slots} tokens in float32, and what is copied",
+    }
+    wide = max(4, dtype.itemsize)
+    shares = config.num_hidden_layers * layout.tokens * wide
+    return Moment(
+        name="scoring",
+        terms=(
+            *held,
+            Term(name="one layer's scores", bytes=new, how=how[score]),
+            Term(name="shares", bytes=shares, how=f"layers x P x {wide} B"),
+        ),
+    )
+
+
+def _heads(config: LumosConfig) -> dict[str, int]:
+    return {
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+    }
 
 
 def parts_moment(

@@ -76,7 +76,8 @@ class Plan:
 
     `kv_bytes` are held after the last commit, `capacity_bytes` allocated then, `frame_bytes` what
     one whole latent frame adds. `metadata_bytes` (who owns which slot) lie on the host;
-    `checkpoint_bytes` are what a checkpoint writes for a latent frame. `memory` is
+    `checkpoint_bytes` are what a checkpoint writes for a latent frame, `score_bytes` what an order
+    that goes by scores holds of the queries of an open one (in `phases` too). `memory` is
     what there is, None if nobody knows. `relative_total` and `relative_last` are operations as a
     share of the full cache's on this package's engine: the whole clip, and its last latent frame.
     `attention_shares` say how much of the layers' work is attention, one entry a latent frame.
@@ -93,6 +94,7 @@ class Plan:
     relative_total: float
     relative_last: float
     attention_shares: tuple[float, ...]
+    score_bytes: int = 0
     memory: int | None = None
     allowance_bytes: int = ALLOWANCE
     search: Callable[[], list[Longest]] = field(default=list, repr=False, compare=False)
@@ -175,6 +177,8 @@ class Plan:
             ("bookkeeping", self.metadata_bytes, "who owns which slot, on the host"),
             ("checkpoint", self.checkpoint_bytes, "written to disk for a latent frame, if asked"),
         ]
+        if self.score_bytes:
+            rows.append(("scores", self.score_bytes, "queries of a frame, held until its commit"))
         text = [self._title()]
         text += [f"{name:<16}{show_bytes(size):>12}  {note}".rstrip() for name, size, note in rows]
         text.append(
@@ -325,6 +329,7 @@ def _own_plan(
         relative_total=sum(own) / sum(full),
         relative_last=own[-1] / full[-1],
         attention_shares=_shares(shape, held),
+        score_bytes=sum(term.bytes for term in shape.watched(policy.asks)),
         memory=memory,
         search=search,
     )
