@@ -61,13 +61,19 @@ bench-digits: setup
 bench-lumos: setup
 	$(BIN)/python benchmarks/full_size.py $(ARGS)
 
-# docs/results.md, from the whole protocol (hours, goes on where it was stopped) or eight prompts of
-# it: make reproduce QUICK=1
+# docs/results.md: the whole protocol and its ablations (hours, goes on where it was stopped), or
+# eight prompts of them beside their own page (minutes): make reproduce QUICK=1 PROCESSES=2
+RUN := $(BIN)/packcache evaluate run --workers $(or $(PROCESSES),2) $(if $(QUICK),--quick 8)
 RESULTS := benchmarks/results/$(if $(QUICK),quick,evaluate)
+ABLATIONS := benchmarks/results/$(if $(QUICK),quick,evaluate)_ablations
+PAGE := $(if $(QUICK),$(RESULTS)/results.md,docs/results.md)
+TIMED := $(wildcard $(patsubst %,benchmarks/results/bench_%.json,3b_i2v_24 3b_i2v_48 digits_384))
 reproduce: setup
-	mkdir -p $(RESULTS)
-	$(BIN)/packcache evaluate run $(if $(QUICK),--quick 8) --out $(RESULTS)
-	$(BIN)/packcache evaluate page docs/results.md --result $(RESULTS)/evaluate.json
+	mkdir -p $(RESULTS) $(ABLATIONS)
+	$(RUN) --out $(RESULTS)
+	$(RUN) --protocol benchmarks/ablations.toml --out $(ABLATIONS)
+	$(BIN)/packcache evaluate page $(PAGE) --result $(RESULTS)/evaluate.json \
+		--ablations $(ABLATIONS)/evaluate.json $(addprefix --bench ,$(TIMED))
 
 # every policy on the stored traces, and those of files dropped into a folder: ARGS="--policies-from DIR"
 leaderboard: setup

@@ -9,8 +9,11 @@ import re
 import pytest
 
 from packcache.errors import InputError, InputFileError
-from packcache.evaluate.results_page import CLAIMS, Claim, read_evaluation, render
+from packcache.evaluate.claims import ABLATIONS, CLAIMS, Claim
+from packcache.evaluate.results_cost import read_benchmark
+from packcache.evaluate.results_page import read_evaluation, render
 from tests.test_docs import NUMBER, TAGS, blocks
+from tests.tools import ROOT
 
 SUMMARY = {"clips": 8, "mean": 0.5, "low": 0.4, "high": 0.6}
 ROW = {
@@ -38,6 +41,12 @@ RESULT = {
     "power": [
         {"control": "random drop", "on": ["recall"]}, {"control": "rebase off", "on": []},
     ],
+    "versus": [
+        {
+            "row": "packcache 2", "against": "window 2", "metric": "recall", "mean": -2.0,
+            "low": -3.0, "high": -1.0,
+        }
+    ],
     "memory": [{"row": "full", "gap": 1, "recall": {"mean": 90.0, "low": 80.0, "high": 95.0}}],
     "replay": [
         {
@@ -47,7 +56,7 @@ RESULT = {
     ],
     "running": [
         {
-            "frames": 49, "rows": [ROW],
+            "frames": 49, "latents": 13, "rows": [ROW],
             "versus": [
                 {
                     "row": "packcache 2", "against": "window 2", "metric": "identity", "mean": 0.1,
@@ -66,9 +75,9 @@ def test_a_claim_is_judged_by_the_whole_interval():
     assert claim.verdict(down) == "does not hold here"
     assert claim.verdict(both) == "cannot be told"
     assert claim.verdict(None) == "*not run*"
-    less = Claim(text="", frames=1, row="", against="", metric="", sign=-1)
+    less = Claim(text="", row="", against="", metric="", sign=-1)
     assert less.verdict(up) == "does not hold here" and less.verdict(down) == "holds here"
-    near = Claim(text="", frames=1, row="", against="", metric="", least=-0.15)
+    near = Claim(text="", row="", against="", metric="", least=-0.15)
     assert near.verdict(both) == "holds here"
 
 
@@ -78,7 +87,11 @@ def test_the_page_says_what_was_found():
         "| 48 frames: better than a sliding window of as many tokens | +0.1 (+0.05 to +0.15) |"
         in page
     )
-    assert page.count("*not run*") == len(CLAIMS) - 1
+    assert (
+        "| and remember more of it (recall, points) | -2 (-3 to -1) | does not hold here |" in page
+    )
+    assert page.count("*not run*") == len(CLAIMS) - 2
+    assert "What it buys" not in page and "One setting moved" not in page
     assert "NOT told from full" in page and "**Exploratory**: cut to 8 prompts" in page
     assert "worse" in page and "90 %" in page
     whole = copy.deepcopy(RESULT)
@@ -88,8 +101,78 @@ def test_the_page_says_what_was_found():
     assert "Exploratory" not in told and "Not complete" not in told
 
 
+ABLATED = {
+    **copy.deepcopy(RESULT),
+    "workload": {
+        "protocol": "def", "exploratory": False, "quick": None, "replay": {"prompts": 48},
+        "memory": {"clips": 48},
+        "rows": {
+            "full": {"policy": "full", "role": "reference"},
+            "packcache 2": {"policy": "packcache:budget=2", "role": "baseline"},
+            "floor 3 of 5": {"policy": "packcache:budget=5", "role": "baseline"},
+            "floor 2 of 5": {"policy": "packcache:budget=5,min_share=0.25", "role": "policy"},
+        },
+    },
+    "primaries": [
+        {"primary": "replay_kl", "row": "packcache 2", "mean": 0.5},
+        {"primary": "replay_kl", "row": "floor 2 of 5", "mean": 0.75},
+        {"primary": "recall", "row": "floor 2 of 5", "mean": 40.0},
+    ],
+    "versus": [
+        {"row": "floor 2 of 5", "against": base, "metric": "replay_kl", "mean": 0.25, "low": 0.2,
+         "high": 0.3}
+        for base in ("packcache 2", "floor 3 of 5")
+    ],
+    "running": [
+        {
+            "frames": 97, "latents": 10, "versus": [],
+            "rows": [{**ROW, "curves": {"jitter": {"mean": [None, *range(9)]}}}],
+        }
+    ],
+}  # fmt: skip
+BENCH = json.loads((ROOT / "benchmarks" / "results" / "bench_3b_i2v_48.json").read_text())
+
+
+def test_settings_that_were_moved_stand_beside_the_base():
+    page = render(RESULT, "evaluate.json", ablations=ABLATED)
+    told = (
+        "| floor 2 of 5 | `packcache:budget=5,min_share=0.25` | 0.750 | +0.250 (+0.200 to +0.300) |"
+    )
+    assert f"{told} 40.0 | - |" in page
+    assert "| packcache 2 | `packcache:budget=2` | 0.500 | - | - | - |" in page
+    assert "| full | `full` |" not in page
+    assert "| than one of 2 | +0.25 (+0.2 to +0.3) | holds here |" in page
+    assert page.count("*not run*") == len(CLAIMS) - 2 + len(ABLATIONS) - 1
+    # latent frames 1 to 4 hold 0, 1, 2, 3; 9 alone holds 8
+    assert "| latent frames | 1 to 4 | 5 to 8 | 9 to 9 |" in page
+    assert "| packcache 2 | jitter px | 1.50 | 5.50 | 8.00 |" in page
+
+
+def test_speed_is_told_from_stored_benchmarks_beside_the_papers():
+    page = render(RESULT, "evaluate.json", benchmarks=[BENCH])
+    (row,) = [line for line in page.splitlines() if "48 frames, cpu, composed | packcache" in line]
+    found = next(
+        one for one in BENCH["results"] if (one["policy"], one["preset"]) == ("packcache", "exact")
+    )
+    low, high = found["speedup_total_interval"]
+    assert f"| {found['speedup_total']:.2f} ({low:.2f} to {high:.2f}) |" in row
+    assert "TOTAL 1.75, LAST 2.64" in row
+    other = copy.deepcopy(BENCH)
+    for one in other["results"]:
+        one["speedup_total_interval"], one["speedup_last_interval"] = [1.0, 1.7], [2.0, 3.0]
+    page = render(RESULT, "evaluate.json", benchmarks=[other])
+    assert "TOTAL does not hold here, LAST cannot be told" in page
+
+
+def test_what_is_no_benchmark_is_refused(tmp_path):
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({"schema": "x"}))
+    with pytest.raises(InputFileError, match=r"has schema .x., expected .packcache\.bench/1"):
+        read_benchmark(path)
+
+
 def test_every_number_has_its_tag():
-    for block in blocks(render(RESULT, "evaluate.json")):
+    for block in blocks(render(RESULT, "evaluate.json", ablations=ABLATED, benchmarks=[BENCH])):
         if NUMBER.search(re.sub(r"`[^`]*`", "", block)):
             assert any(f"*{tag}*" in block for tag in TAGS), block
 

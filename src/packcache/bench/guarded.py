@@ -13,6 +13,7 @@ from typing import Any
 from packcache.errors import InputFileError
 from packcache.evaluate.guard import SCHEMA
 from packcache.lumos.config import read_json
+from packcache.markdown import table
 from packcache.policies import parse_policy
 from packcache.reuse import EXACT, PRESET_STEPS, PRESETS
 
@@ -84,7 +85,7 @@ def guard_section(guards: Found) -> str:
         lines += [
             f"{work['clips']} clips of {work['frames']} frames, {work['recall_clips']} memory "
             f"clips, {work['sampling']['steps']} steps, from `{name}`:\n",
-            "\n".join(f"| {' | '.join(r)} |" for r in (head, ("---",) * len(head), *rows)),
+            table(head, rows),
             "",
         ]
     return "\n".join(lines)

@@ -23,12 +23,12 @@ from packcache.bench.words import (
     measured,
     name_of,
     short,
-    table,
     tag,
 )
 from packcache.errors import InputError, InputFileError
 from packcache.lumos.config import read_json
 from packcache.lumos.units import show_bytes
+from packcache.markdown import table
 from packcache.policies import FullCache
 
 __all__ = ["read_results", "render"]

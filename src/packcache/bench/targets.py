@@ -19,9 +19,9 @@ from packcache.bench.words import (
     name_of,
     place,
     short,
-    table,
 )
 from packcache.bench.workload import FEW
+from packcache.markdown import table
 from packcache.policies import FullCache, PackCache, SlidingWindow
 from packcache.reuse import PRESETS, StepReuse
 

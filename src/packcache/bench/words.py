@@ -1,20 +1,13 @@
-"""Words and tables that the parts of docs/performance.md share; results are as stored."""
+"""Words that the parts of docs/performance.md share; results are as stored."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
-    "apart", "composed", "find", "label_of", "measured", "name_of", "place", "short", "table",
-    "tag",
+    "apart", "composed", "find", "label_of", "measured", "name_of", "place", "short", "tag",
 ]  # fmt: skip
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """As Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def tag(result: Mapping[str, Any]) -> str:

@@ -32,7 +32,17 @@ from packcache.evaluate.table import Case, cases
 from packcache.lumos.pipeline import Pipeline, Run
 from packcache.lumos.vocab import pixel_frames
 
-__all__ = ["BATCH", "Clips", "Made", "batches", "kernel", "settings_of"]
+__all__ = [
+    "BATCH",
+    "WHOLE",
+    "Clips",
+    "Made",
+    "Share",
+    "batches",
+    "kernel",
+    "place_of",
+    "settings_of",
+]
 
 #: Clips that run as one call.
 BATCH = 8
@@ -64,6 +74,21 @@ class Made:
         told = np.frombuffer(zlib.decompress(base64.b64decode(values["codes"])), dtype="<i4")
         codes = torch.from_numpy(told.astype(np.int64)).reshape(values["shape"])
         return Made(codes=codes, held=tuple(values["held"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of the work is one process's: of every `of` batches the one in place `number`."""
+
+    number: int = 0
+    of: int = 1
+
+    def takes(self, place: int) -> bool:
+        return place % self.of == self.number
+
+
+#: Everything.
+WHOLE = Share()
 
 
 class Clips:
@@ -181,3 +206,9 @@ def batches(chosen: Sequence[Case], numbers: Sequence[int], size: int) -> Iterat
         group = [number for number in numbers if chosen[number].with_image == with_image]
         for start in range(0, len(group), size):
             yield group[start : start + size]
+
+
+def place_of(chosen: Sequence[Case], numbers: Sequence[int]) -> int:
+    """A batch's place among all there are: the same however many clips a row or a plan has."""
+    first = numbers[0]
+    return first // (2 * BATCH) + chosen[first].with_image

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from packcache.digits.prompts import prompt
 from packcache.environment import environment
 from packcache.errors import InputError, InvalidSetting
+from packcache.evaluate.clips import WHOLE, Share
 from packcache.evaluate.drift import contrast, drift, marks, survival
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.memory import CHANCE, horizon
@@ -35,9 +36,12 @@ from packcache.lumos.pipeline import Pipeline
 from packcache.lumos.vocab import latent_frames
 from packcache.lumos.weights import fingerprint
 
-__all__ = ["PARTS", "SCHEMA", "Evaluation"]
+__all__ = ["LEDGER", "PARTS", "SCHEMA", "Evaluation"]
 
 SCHEMA = "packcache.evaluate/1"
+
+#: Where what was found lies in a folder.
+LEDGER = "clips.jsonl"
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -69,6 +73,7 @@ class Evaluation:
         folder: where the ledger lies; None keeps nothing.
         parts: of PARTS; what was asked before counts all the same.
         on_step: called with the part's name, what is done of it and all there is.
+        share: one process's part of the work, written beside the folder's ledger (`workers`).
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Evaluation:
         *,
         parts: Sequence[Part] = PARTS,
         on_step: Callable[[str, int, int], None] | None = None,
+        share: Share | None = None,
     ) -> None:
         if protocol.clips.model != pipeline.name:
             raise InvalidSetting(
@@ -89,12 +95,26 @@ class Evaluation:
             raise InvalidSetting(f"unknown part {odd[0]!r}: known are {', '.join(PARTS)}")
         self.pipeline, self.protocol, self.parts = pipeline, protocol, parts
         self.on_step = on_step
-        self.known = Ledger(None if folder is None else folder / "clips.jsonl", self._identity())
-        self.replay = Replay(pipeline, protocol, self.known, self._tell("replay"))
+        self.share = share or WHOLE
+        self.known = self._ledger(folder, None if share is None else share.number)
+        self.replay = Replay(pipeline, protocol, self.known, self._tell("replay"), share=self.share)
         self.runnings = [
-            Running(pipeline, protocol, plan, self.known, self._tell(f"{plan.frames} frames"))
+            Running(
+                pipeline, protocol, plan, self.known, self._tell(f"{plan.frames} frames"),
+                share=self.share,
+            )
             for plan in protocol.running
-        ]
+        ]  # fmt: skip
+
+    def _ledger(self, folder: Path | None, number: int | None) -> Ledger:
+        """The folder's, or one of a process that knows what the folder's does."""
+        if folder is None:
+            return Ledger(None, self._identity())
+        if number is None:
+            return Ledger(folder / LEDGER, self._identity())
+        own = Ledger((folder / LEDGER).with_suffix(f".{number}.jsonl"), self._identity())
+        own.found = Ledger(folder / LEDGER, self._identity()).found | own.found
+        return own
 
     def run(self) -> None:
         """All parts that are wanted; cheap ones first."""
@@ -111,20 +131,23 @@ class Evaluation:
         if not self.known.found:
             raise InputError("nothing was evaluated yet: run a part of the protocol first")
         weight = self.pipeline.model.lm_head.weight
-        compared = judge_rows(self.protocol, self._paired(), gates=self._gates())
+        paired = self._paired()
+        compared = judge_rows(self.protocol, paired, gates=self._gates())
         return {
             "schema": SCHEMA,
             "environment": environment(weight.device, weight.dtype),
             "workload": self._workload(),
-            "missing": self._missing(),
+            "missing": self.missing,
             "primaries": [one.to_json() for one in compared],
             "power": [asdict(one) for one in power(self.protocol, compared)],
+            "versus": self._beside_baselines(paired),
             "memory": self._memory_rows(),
             "replay": self._replay_rows(),
             "running": [self._running_rows(running) for running in self.runnings],
         }
 
-    def _missing(self) -> dict[str, int]:
+    @property
+    def missing(self) -> dict[str, int]:
         """Clips that the protocol asks for and nobody has told of, by part, over all rows."""
         missing = {"replay": self.replay.missing, "memory": self._memory_missing()}
         missing |= {running.part: running.missing for running in self.runnings}
@@ -164,7 +187,9 @@ class Evaluation:
         clip asks is encoded once for all of them."""
         plan, done, rows = self.protocol.memory, 0, self._memory_asked
         for gap in plan.gaps:
-            for start in range(0, plan.clips, _MEMORY_CLIPS):
+            for place, start in enumerate(range(0, plan.clips, _MEMORY_CLIPS)):
+                if not self.share.takes(place):
+                    continue
                 numbers = range(start, min(start + _MEMORY_CLIPS, plan.clips))
                 for rule in dict.fromkeys(map(_rule, rows)):
                     self._ask_memory([row for row in rows if _rule(row) == rule], gap, numbers)
@@ -237,6 +262,21 @@ class Evaluation:
             known = {label: own for label, own in rows.items() if own is not None}
             paired[primary.name] = known if full in known else {}
         return paired
+
+    def _beside_baselines(self, paired: dict[str, dict[str, Values]]) -> list[dict[str, Any]]:
+        """Primaries of every row less those of every baseline: mean difference, paired."""
+        pairs = [
+            (name, label, base.label)
+            for name, rows in paired.items()
+            for base in self.protocol.rows_of("baseline")
+            for label in rows
+            if label != base.label and base.label in rows
+        ]
+        return [
+            {"row": label, "against": base, "metric": name, **told}
+            for name, label, base in pairs
+            if (told := _difference(paired[name][label], paired[name][base]))
+        ]
 
     def _recall(self, row: Row) -> Values | None:
         """Points, mean over the gaps at which the codec tells the true object from all others."""
@@ -400,21 +440,8 @@ class Evaluation:
             {"row": row.label, "against": other.label, "metric": name, **told}
             for row, other in pairs
             for name in VERSUS
-            if (told := self._difference(running, row.label, other.label, name))
+            if (told := _difference(*(_told(running, one.label, name) for one in (row, other))))
         ]
-
-    def _difference(
-        self, running: Running, row: str, other: str, name: str
-    ) -> dict[str, float] | None:
-        """Row less other, mean over prompts that both have, with its interval and sign-flip p."""
-        own, theirs = (_by_prompt(running.values(one, name)) for one in (row, other))
-        if name in SERIES:
-            own, theirs = (known_mean(values) for values in (own, theirs))
-        known = ~np.isnan(own) & ~np.isnan(theirs)
-        if not known.any():
-            return None
-        less = (own - theirs)[known]
-        return {**(bootstrap(less).at() or {}), "p": sign_flip(less)}
 
     def _running_row(self, running: Running, label: str) -> dict[str, Any]:
         row = self.protocol.rows.get(label)
@@ -469,6 +496,21 @@ def _compared(row: Row, other: Row) -> bool:
         return False
     same = row.role == "policy" and other.role == "control" and row.policy == other.policy
     return same or other.role in ("reference", "baseline")
+
+
+def _told(running: Running, label: str, name: str) -> Values:
+    """What a row's clips come to, a prompt: seeds are averaged, and the frames of a series."""
+    values = _by_prompt(running.values(label, name))
+    return known_mean(values) if name in SERIES else values
+
+
+def _difference(own: Values, theirs: Values) -> dict[str, float] | None:
+    """Mean over prompts that both have, with its interval and sign-flip p."""
+    known = ~np.isnan(own) & ~np.isnan(theirs)
+    if not known.any():
+        return None
+    less = (own - theirs)[known]
+    return {**(bootstrap(less).at() or {}), "p": sign_flip(less)}
 
 
 def _by_prompt(values: Values) -> Values:

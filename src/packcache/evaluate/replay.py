@@ -22,7 +22,16 @@ from torch import Tensor
 from packcache.digits import world
 from packcache.digits.prompts import prompt
 from packcache.errors import GenerationError
-from packcache.evaluate.clips import BATCH, Clips, batches, kernel, settings_of
+from packcache.evaluate.clips import (
+    BATCH,
+    WHOLE,
+    Clips,
+    Share,
+    batches,
+    kernel,
+    place_of,
+    settings_of,
+)
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.protocol import Protocol, Row
 from packcache.evaluate.table import Case, cases
@@ -51,6 +60,7 @@ class Replay:
     Args:
         pipeline: the model that the protocol names.
         on_step: called with clips done and all there are, over rows.
+        share: the batches that are asked.
     """
 
     def __init__(
@@ -59,8 +69,11 @@ class Replay:
         protocol: Protocol,
         known: Ledger,
         on_step: Callable[[int, int], None] | None = None,
+        *,
+        share: Share = WHOLE,
     ) -> None:
         self.pipeline, self.protocol, self.known = pipeline, protocol, known
+        self.share = share
         self.plan, self.on_step = protocol.replay, on_step
         self.cases = cases(self.plan.prompts, protocol.clips.seed)
         self.clips = Clips(pipeline, protocol, known)
@@ -76,8 +89,9 @@ class Replay:
         """All clips of all rows; what is known already is not asked again. The answers of a batch
         are held until every row was asked."""
         for numbers in batches(self.cases, range(self.plan.prompts), BATCH):
-            self._recorded(numbers)
-            self._true([n for n in numbers if n < self.plan.true_prompts])
+            if self.share.takes(place_of(self.cases, numbers)):
+                self._recorded(numbers)
+                self._true([n for n in numbers if n < self.plan.true_prompts])
 
     def _recorded(self, numbers: Sequence[int]) -> None:
         """Make the full cache's clips, and ask every row along them."""

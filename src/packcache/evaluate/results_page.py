@@ -1,22 +1,25 @@
 """docs/results.md, made from a stored evaluation: `packcache evaluate page docs/results.md`.
 
 Numbers are rounded and nowhere typed; the paper's claims are judged by the intervals that were
-found.
+found. Beside the evaluation: that of its ablations, and stored benchmarks for the paper's Table 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from packcache.errors import InputError
+from packcache.evaluate.claims import CLAIMS, claims_table
 from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_report import COLUMNS, power_lines, row_cells
+from packcache.evaluate.results_ablations import ablations_section, by_frame
+from packcache.evaluate.results_cost import cost_section
 from packcache.lumos.config import read_json
+from packcache.markdown import table
 
-__all__ = ["CLAIMS", "Claim", "read_evaluation", "render"]
+__all__ = ["read_evaluation", "render"]
 
 TAG = "*embedded model*"
 
@@ -38,52 +41,6 @@ _LEFT = """
 **Not complete**: missing are {left}."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A sentence of the paper as a difference: `row` less `against` in `metric` at `frames`.
-
-    It holds if the whole interval is above `least`, does not hold if all of it is below, and cannot
-    be told otherwise. `sign` -1 where less is better.
-    """
-
-    text: str
-    frames: int
-    row: str
-    against: str
-    metric: str
-    least: float = 0.0
-    sign: int = 1
-
-    def verdict(self, found: Mapping[str, Any] | None) -> str:
-        """Words, from the difference that was found."""
-        if found is None:
-            return "*not run*"
-        low, high = sorted((self.sign * found["low"], self.sign * found["high"]))
-        if low > self.least:
-            return "holds here"
-        return "does not hold here" if high < self.least else "cannot be told"
-
-
-CLAIMS = (
-    Claim(text="24 frames: as good as the full cache (digit and colour, at most 5 points less)",
-          frames=25, row="packcache 2", against="full", metric="identity", least=-0.05),
-    Claim(text="24 frames: moves more than the full cache (dynamic degree)", frames=25,
-          row="packcache 2", against="full", metric="flow_motion_top5_dis"),
-    Claim(text="48 frames: better than a sliding window of as many tokens", frames=49,
-          row="packcache 2", against="window 2", metric="identity"),
-    Claim(text="48 frames: smoother than a sliding window", frames=49, row="packcache 2",
-          against="window 2", metric="flow_interp_smoothness_dis"),
-    Claim(text="long clips, 97 frames: better than a sliding window", frames=97,
-          row="packcache 2", against="window 2", metric="identity"),
-    Claim(text="long clips, 385 frames: better than a sliding window", frames=385,
-          row="packcache 2", against="window 2", metric="identity"),
-    Claim(text="rebase: less warp error than without", frames=49, row="packcache 2",
-          against="rebase off", metric="warp_error_dis", sign=-1),
-    Claim(text="rebase: steadier motion than without", frames=49, row="packcache 2",
-          against="rebase off", metric="speed_variation", sign=-1),
-)  # fmt: skip
-
-
 def read_evaluation(path: Path) -> dict[str, Any]:
     """A stored evaluation. Raises InputError for a file that is none."""
     result = read_json(path)
@@ -95,17 +52,31 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return result
 
 
-def render(result: Mapping[str, Any], name: str) -> str:
-    """The whole page as Markdown."""
+def render(
+    result: Mapping[str, Any],
+    name: str,
+    *,
+    ablations: Mapping[str, Any] | None = None,
+    benchmarks: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The whole page as Markdown: an evaluation, the one of its ablations, stored benchmarks."""
     work = result["workload"]
     cut = _CUT.format(quick=work["quick"]) if work["exploratory"] else ""
     left = ", ".join(f"{part} {count} clips" for part, count in result["missing"].items())
     cut += _LEFT.format(left=left) if left else ""
     parts = [_INTRO.format(name=name, hash=work["protocol"], tag=TAG, cut=cut), _place(result)]
     parts += [_power(result), _claims(result), _primaries(result)]
-    parts += [_running(plan) for plan in sorted(result["running"], key=lambda p: p["frames"])]
-    parts += [_replay(result), _memory(result)]
+    parts += [_running(plan) for plan in _plans(result)]
+    parts += [_replay(result), _memory(result), cost_section(benchmarks)]
+    if ablations is not None:
+        parts.append(ablations_section(ablations, TAG))
+        parts += [_running(plan, of=" (settings moved)") for plan in _plans(ablations)]
+        parts += [by_frame(plan, TAG) for plan in _plans(ablations)[-1:]]
     return "\n".join(part for part in parts if part)
+
+
+def _plans(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return sorted(result["running"], key=lambda plan: plan["frames"])
 
 
 def _place(result: Mapping[str, Any]) -> str:
@@ -123,28 +94,7 @@ def _power(result: Mapping[str, Any]) -> str:
 
 
 def _claims(result: Mapping[str, Any]) -> str:
-    rows = []
-    for claim in CLAIMS:
-        found = _found(result, claim)
-        rows.append([claim.text, _difference(found), claim.verdict(found)])
-    head = (f"claim of the paper, here ({TAG})", "difference (95 %)", "verdict")
-    return "## The paper's claims\n\n" + _table(head, rows) + "\n"
-
-
-def _found(result: Mapping[str, Any], claim: Claim) -> Mapping[str, Any] | None:
-    wanted = {"row": claim.row, "against": claim.against, "metric": claim.metric}
-    for plan in result["running"]:
-        if plan["frames"] == claim.frames:
-            for one in plan["versus"]:
-                if wanted.items() <= one.items():
-                    return one
-    return None
-
-
-def _difference(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found['mean']:+.3g} ({found['low']:+.3g} to {found['high']:+.3g})"
+    return "## The paper's claims\n\n" + claims_table(CLAIMS, result, TAG) + "\n"
 
 
 def _primaries(result: Mapping[str, Any]) -> str:
@@ -158,14 +108,16 @@ def _primaries(result: Mapping[str, Any]) -> str:
         for one in result["primaries"]
     ]  # fmt: skip
     head = (f"primary ({TAG})", "row", "full", "row's", "lost (95 %)", "p, Holm", "verdict")
-    return "## Primaries\n\n" + _table(head, rows) + "\n" if rows else ""
+    return "## Primaries\n\n" + table(head, rows) + "\n" if rows else ""
 
 
-def _running(plan: Mapping[str, Any]) -> str:
+def _running(plan: Mapping[str, Any], *, of: str = "") -> str:
     rows = [row_cells(row) for row in plan["rows"]]
     head = (TAG, *(head for _, _, head, _, _ in COLUMNS))
     return (
-        f"## Made freely, {plan['frames']} frames\n\n" + _table(head, rows) + "\n" if rows else ""
+        f"## Made freely, {plan['frames']} frames{of}\n\n" + table(head, rows) + "\n"
+        if rows
+        else ""
     )
 
 
@@ -189,7 +141,7 @@ def _replay(result: Mapping[str, Any]) -> str:
         "the full cache's",
         "true clips, more than full",
     )
-    return "## Replay\n\n" + _table(head, rows) + "\n" if rows else ""
+    return "## Replay\n\n" + table(head, rows) + "\n" if rows else ""
 
 
 def _memory(result: Mapping[str, Any]) -> str:
@@ -202,9 +154,4 @@ def _memory(result: Mapping[str, Any]) -> str:
         for label in dict.fromkeys(row for row, _ in found)
     ]
     head = (f"recalled, by latent frames under the curtain ({TAG})", *map(str, gaps))
-    return "## Memory\n\n" + _table(head, rows) + "\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "## Memory\n\n" + table(head, rows) + "\n"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from packcache.digits import world
 from packcache.evaluate import truth
-from packcache.evaluate.clips import BATCH, Clips, Made, batches
+from packcache.evaluate.clips import BATCH, WHOLE, Clips, Made, Share, batches, place_of
 from packcache.evaluate.drift import by_latent
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.protocol import Protocol, Row, RunningPlan
@@ -46,7 +46,10 @@ Values = NDArray[np.float64]
 
 
 class Running:
-    """One plan of a protocol. What a ledger does not know yet is made, the reference first."""
+    """One plan of a protocol. What a ledger does not know yet is made, the reference first.
+
+    With a `share` only its batches are.
+    """
 
     def __init__(
         self,
@@ -55,9 +58,11 @@ class Running:
         plan: RunningPlan,
         known: Ledger,
         on_step: Callable[[int, int], None] | None = None,
+        *,
+        share: Share = WHOLE,
     ) -> None:
         self.pipeline, self.protocol, self.plan = pipeline, protocol, plan
-        self.known, self.on_step = known, on_step
+        self.known, self.on_step, self.share = known, on_step, share
         self.cases = cases(plan.prompts, protocol.clips.seed)
         self.clips = Clips(pipeline, protocol, known)
         self.latents = latent_frames(plan.frames, pipeline.model.config.compression[0])
@@ -75,13 +80,13 @@ class Running:
                 count = self.plan.count(row.label)
                 for numbers in batches(self.cases, range(count), BATCH):
                     missing = [n for n in numbers if not self._knows(row.label, n, seed)]
-                    if missing:
+                    if missing and self.share.takes(place_of(self.cases, numbers)):
                         self._make(row, missing, seed)
                     self.done += len(numbers)
                     if self.on_step:
                         self.on_step(self.done, self.total)
         for number, case in enumerate(self.cases):
-            if not self._knows(BESIDE[0], number, 0):
+            if self.share.takes(number) and not self._knows(BESIDE[0], number, 0):
                 self._beside(case, number)
 
     @property

@@ -1,0 +1,73 @@
+"""The results' tables of rows with one setting moved, from a stored evaluation of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from packcache.evaluate.claims import ABLATIONS, claims_table
+from packcache.markdown import table
+
+__all__ = ["ablations_section", "by_frame"]
+
+#: What Appendix A is about, latent frame by latent frame: name, unit, decimals.
+CURVES = (("jitter", "px", 2), ("warp_error", "", 5))
+
+#: Latent frames that share a cell.
+TOGETHER = 4
+
+
+def ablations_section(result: Mapping[str, Any], tag: str) -> str:
+    """Every row beside the one that all settings are moved from."""
+    work = result["workload"]
+    base = next(label for label, row in work["rows"].items() if row["role"] == "baseline")
+    intro = (
+        f"## One setting moved\n\nBeside `{base}`, paired by prompt: {work['replay']['prompts']} "
+        f"prompts of the replay, {work['memory']['clips']} memory clips a gap "
+        f"(`benchmarks/ablations.toml`, hash `{work['protocol']}`). Exploratory: no correction for "
+        "many looks.\n"
+    )
+    return "\n".join(
+        (intro, _rows(result, base, tag), "", claims_table(ABLATIONS, result, tag), "")
+    )
+
+
+def _rows(result: Mapping[str, Any], base: str, tag: str) -> str:
+    own = {(one["primary"], one["row"]): one["mean"] for one in result["primaries"]}
+    beside = {
+        (one["metric"], one["row"]): one for one in result["versus"] if one["against"] == base
+    }
+    rows = []
+    for label, row in result["workload"]["rows"].items():
+        cells = [label, f"`{row['policy']}`"]
+        for name, digits in (("replay_kl", 3), ("recall", 1)):
+            mean, other = own.get((name, label)), beside.get((name, label))
+            cells.append("-" if mean is None else f"{mean:.{digits}f}")
+            cells.append("-" if other is None else _interval(other, digits))
+        if cells[2:] != ["-"] * 4:
+            rows.append(cells)
+    head = (tag, "policy", "KL, nats a code", f"more than {base}", "recall, %", f"more than {base}")
+    return table(head, rows)
+
+
+def _interval(found: Mapping[str, Any], digits: int) -> str:
+    mean, low, high = (f"{found[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def by_frame(plan: Mapping[str, Any], tag: str) -> str:
+    """Jitter and warp error of a plan's rows along the clip, means of a few latent frames."""
+    starts = range(1, plan["latents"], TOGETHER)
+    rows = []
+    for name, unit, digits in CURVES:
+        for row in plan["rows"]:
+            curve = (row["curves"].get(name) or {}).get("mean")
+            if curve:
+                values = np.array(curve, dtype=np.float64)
+                cells = [f"{np.nanmean(values[s : s + TOGETHER]):.{digits}f}" for s in starts]
+                rows.append([row["row"], f"{name.replace('_', ' ')} {unit}".strip(), *cells])
+    spans = [f"{s} to {min(s + TOGETHER, plan['latents']) - 1}" for s in starts]
+    head = (f"along {plan['frames']} frames ({tag})", "latent frames", *spans)
+    return table(head, rows) if rows else ""

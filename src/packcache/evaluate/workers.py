@@ -1,0 +1,113 @@
+"""An evaluation by several processes, one core each: small models gain nothing from more threads.
+
+    run_shared(Job(protocol=asked, device=None, parts=PARTS), evaluation, folder, workers=2)
+
+Every process makes its share of the batches and writes a ledger of its own, `clips.1.jsonl`; what
+they found is taken into `clips.jsonl` at the end, whatever the end is. A run that was killed leaves
+such files behind: the next one takes them in before it asks for anything.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from packcache.errors import GenerationError, InvalidSetting, PackCacheError
+from packcache.evaluate.clips import Share
+from packcache.evaluate.evaluation import LEDGER, Evaluation
+from packcache.evaluate.ledger import Ledger
+from packcache.evaluate.protocol import Part, Protocol
+from packcache.models import load
+
+__all__ = ["Job", "gather", "run_shared"]
+
+#: Seconds between two looks at how far the processes are.
+LOOK = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a process is told: everything else it loads itself."""
+
+    protocol: Protocol
+    parts: Sequence[Part]
+    device: str | None = None
+
+
+def run_shared(
+    job: Job,
+    evaluation: Evaluation,
+    folder: Path,
+    *,
+    workers: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> None:
+    """Ask what is missing, `workers` processes at once; `evaluation` of the folder then knows it.
+
+    `on_step` is called with answers found and all that were missing. Raises GenerationError if a
+    process failed; what the others found is kept.
+    """
+    if workers < 1:
+        raise InvalidSetting(f"workers is {workers}, expected at least 1")
+    total = sum(evaluation.missing.values())
+    threads = max(1, torch.get_num_threads() // workers)
+    context = multiprocessing.get_context("spawn")
+    shares = [Share(number=number, of=workers) for number in range(workers)]
+    processes = [
+        context.Process(target=_work, args=(job, folder, share, threads), daemon=True)
+        for share in shares
+    ]
+    try:
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            for process in processes:
+                process.join(LOOK / workers)
+            if on_step:
+                on_step(min(sum(map(_lines, _pieces(folder))), total), total)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+        gather(evaluation.known, folder)
+    failed = [process.exitcode for process in processes if process.exitcode]
+    if failed:
+        raise GenerationError(
+            f"{len(failed)} of {workers} processes failed (exit code {failed[0]}), see above; what "
+            "was found is kept: ask again to go on"
+        )
+
+
+def gather(known: Ledger, folder: Path) -> None:
+    """Take what processes found into the ledger of the folder."""
+    for path in _pieces(folder):
+        for key, values in Ledger(path, known.identity).found.items():
+            known.add(key, values)
+        path.unlink()
+
+
+def _pieces(folder: Path) -> list[Path]:
+    name = Path(LEDGER)
+    return sorted(folder.glob(f"{name.stem}.*{name.suffix}"))
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n")
+
+
+def _work(job: Job, folder: Path, share: Share, threads: int) -> None:
+    """One process. Ctrl-C is its parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    try:
+        pipeline = load(job.protocol.clips.model, device=job.device)
+        Evaluation(pipeline, job.protocol, folder, parts=job.parts, share=share).run()
+    except PackCacheError as error:
+        sys.stderr.write(f"process {share.number + 1} of {share.of}: {error}\n")
+        sys.exit(1)

@@ -1,0 +1,178 @@
+"""Several processes find what one does, whoever is killed in between."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+import packcache as pc
+from packcache.cli import app
+from packcache.errors import GenerationError, InvalidSetting
+from packcache.evaluate import truth, workers
+from packcache.evaluate.clips import Share, batches, place_of
+from packcache.evaluate.evaluation import Evaluation
+from packcache.evaluate.protocol import (
+    ClipsPlan,
+    MemoryPlan,
+    Primary,
+    Protocol,
+    ReplayPlan,
+    Row,
+    RunningPlan,
+)
+from packcache.evaluate.table import cases
+from packcache.evaluate.workers import Job, gather, run_shared
+from tests.tools import ROOT
+
+ROWS = (
+    Row(label="full", policy="full", role="reference"),
+    Row(label="window", policy="window:frames=1"),
+)
+
+
+def protocol() -> Protocol:
+    return Protocol(
+        clips=ClipsPlan(),
+        replay=ReplayPlan(prompts=6, frames=9, known=(0.0,), true_prompts=5),
+        running=(RunningPlan(frames=13, prompts=6, prompts_of={"window": 5}),),
+        memory=MemoryPlan(clips=18, gaps=(1,)),
+        rows={row.label: row for row in ROWS},
+        primaries=(Primary(name="replay_kl", part="replay", better="less", no_worse=0.02),),
+        exclusions=("none",),
+        hash="0",
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    loaded = pc.load("digits")
+    return replace(loaded, sampling=replace(loaded.sampling, steps=1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_reader():
+    quick = truth.Reader(copies=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(truth, "reader", lambda: quick)
+        patch.setattr(truth, "_default", lambda: quick)
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(pipeline, tmp_path_factory):
+    whole = Evaluation(pipeline, protocol(), tmp_path_factory.mktemp("alone"))
+    whole.run()
+    return whole
+
+
+@pytest.fixture(scope="module")
+def shared(pipeline, alone, tmp_path_factory):
+    """The folder of two shares that ran, one after another, and were not taken in yet."""
+    folder = tmp_path_factory.mktemp("shared")
+    Evaluation(pipeline, protocol(), folder)
+    keys = []
+    for number in range(2):
+        own = Evaluation(pipeline, protocol(), folder, share=Share(number=number, of=2))
+        own.run()
+        keys.append(set(own.known.found))
+    assert keys[0] and keys[1] and not keys[0] & keys[1]  # nothing is made twice
+    return folder
+
+
+def test_shares_together_are_the_whole(pipeline, alone, shared):
+    pieces = sorted(path.name for path in shared.glob("clips.*.jsonl"))
+    assert pieces == ["clips.0.jsonl", "clips.1.jsonl"]
+    found = Evaluation(pipeline, protocol(), shared)
+    assert not found.known.found
+    gather(found.known, shared)
+    assert found.known.found == alone.known.found and found.missing == {}
+    assert [path.name for path in shared.iterdir()] == ["clips.jsonl"]
+    assert Evaluation(pipeline, protocol(), shared).known.found == alone.known.found
+
+
+def test_a_share_knows_what_the_folder_does(pipeline, alone):
+    folder = alone.known.path.parent
+    own = Evaluation(pipeline, protocol(), folder, share=Share(number=1, of=2))
+    assert own.missing == {} and own.known.path.name == "clips.1.jsonl"
+    own.known.path.unlink()
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 5])
+def test_a_batch_has_one_place_however_many_clips_there_are(of):
+    """So that a process finds its own shorter clips and its own reference."""
+    shares = [Share(number=number, of=of) for number in range(of)]
+    places: dict[int, int] = {}
+    for count in (4, 32, 128):
+        chosen = cases(count)
+        for numbers in batches(chosen, range(count), 8):
+            place = place_of(chosen, numbers)
+            assert places.setdefault(numbers[0], place) == place
+            assert sum(share.takes(place) for share in shares) == 1
+
+
+def small(tmp_path):
+    """The shipped protocol, cut to what takes seconds: memory of two rows."""
+    text = (ROOT / "benchmarks" / "protocol.toml").read_text()
+    head, *rows = text.split("[[row]]")
+    kept = [row for row in rows[:-1] if '"full"\npolicy' in row or '"window 1"' in row]
+    tail = rows[-1][rows[-1].index("\n# At most four") :]
+    start = head[: head.index("# Clips made with each row's own cache")]
+    memory = "running = []\n\n[memory]\nclips = 17\ngaps = [1]\n\n"
+    schema, rest = start.split("\n[clips]", 1)
+    running, gaps = memory.split("\n", 1)
+    path = tmp_path / "small.toml"
+    path.write_text(
+        f"{schema}{running}\n\n[clips]{rest}{gaps}"
+        + "".join("[[row]]" + row for row in kept)
+        + tail
+    )
+    return path
+
+
+def test_two_processes_by_command(tmp_path):
+    asked, out = small(tmp_path), tmp_path / "out"
+    out.mkdir()
+    call = ["evaluate", "run", "--protocol", str(asked), "--parts", "memory", "--out", str(out)]
+    done = CliRunner().invoke(app, [*call, "--workers", "2"])
+    assert done.exit_code == 0, done.output
+    result = json.loads((out / "evaluate.json").read_text())
+    assert {row["row"] for row in result["memory"]} == {"full", "window 1"}
+    assert "memory" not in result["missing"]
+    assert not list(out.glob("clips.*.jsonl"))
+
+
+def test_a_process_that_fails_is_told_and_the_rest_is_kept(pipeline, shared, monkeypatch, tmp_path):
+    class Dead:
+        exitcode = 1
+
+        def __init__(self, target, args, daemon):
+            job, folder, share, _ = args
+            own = Evaluation(pipeline, job.protocol, folder, share=share)
+            own.known.add((f"of {share.number}",), {"identity": 1})
+
+        def start(self): ...
+        def join(self, seconds=0): ...
+        def terminate(self): ...
+        def is_alive(self):
+            return False
+
+    class Context:
+        Process = Dead
+
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: Context)
+    whole = Evaluation(pipeline, protocol(), tmp_path)
+    job = Job(protocol=protocol(), parts=("memory",))
+    with pytest.raises(GenerationError, match=r"^2 of 2 processes failed \(exit code 1\)"):
+        run_shared(job, whole, tmp_path, workers=2)
+    assert set(whole.known.found) == {("of 0",), ("of 1",)}
+    with pytest.raises(InvalidSetting, match=r"^workers is 0, expected at least 1$"):
+        run_shared(job, whole, tmp_path, workers=0)
+
+
+def test_processes_need_a_folder():
+    done = CliRunner().invoke(app, ["evaluate", "run", "--workers", "2"])
+    assert isinstance(done.exception, InvalidSetting)
+    assert str(done.exception) == "workers is 2 without a folder to write to: add --out"
