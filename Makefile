@@ -67,11 +67,12 @@ RUN := $(BIN)/packcache evaluate run --workers $(or $(PROCESSES),2) $(if $(QUICK
 RESULTS := benchmarks/results/$(if $(QUICK),quick,evaluate)
 ABLATIONS := benchmarks/results/$(if $(QUICK),quick,evaluate)_ablations
 PAGE := $(if $(QUICK),$(RESULTS)/results.md,docs/results.md)
+PARTS := replay,memory
 TIMED := $(wildcard $(patsubst %,benchmarks/results/bench_%.json,3b_i2v_24 3b_i2v_48 digits_384))
 reproduce: setup
 	mkdir -p $(RESULTS) $(ABLATIONS)
 	$(RUN) --out $(RESULTS)
-	$(RUN) --protocol benchmarks/ablations.toml --out $(ABLATIONS)
+	$(RUN) --protocol benchmarks/ablations.toml --out $(ABLATIONS) $(if $(QUICK),--parts $(PARTS))
 	$(BIN)/packcache evaluate page $(PAGE) --result $(RESULTS)/evaluate.json \
 		--ablations $(ABLATIONS)/evaluate.json $(addprefix --bench ,$(TIMED))
 

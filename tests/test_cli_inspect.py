@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from packcache import cli_inspect
 from packcache.errors import PackCacheError
+from packcache.inspect.calibrate import TOLERANCE
 from packcache.policies import PackCache
 from tests.inspect.synthetic import exponential, flat, trace
 
@@ -93,7 +94,19 @@ def test_calibrate_prints_the_frontier_and_the_settings(file):
     chosen = [line for line in lines if line.endswith("<-")]
     assert len(chosen) == 1 and chosen[0] == lines[-3]
     assert lines[-2].startswith("PackCache(budget=") and "tolerated 20.0%" in lines[-2]
-    assert lines[-1].startswith("decay: exponential, the slope of log mu is -0.69")
+    assert " on clips held out, " in lines[-2] and "trained range is not known" in lines[-2]
+    assert lines[-1].startswith("decay: exponential, the slope of log mu is -0.7")
+
+
+def test_calibrate_marks_what_reaches_beyond_the_trained_range(file):
+    out = run("calibrate", file, "--tolerance", 0.01, "--trained", 4)
+    assert out.exit_code == 0, out.output
+    marked = [line for line in out.output.splitlines() if "beyond the trained range" in line]
+    assert marked and all(int(line.split()[1]) > 2 for line in marked)
+    assert not any(line.endswith("<-") for line in marked)
+    told = json.loads(run("calibrate", file, "--trained", 4, "--json").output)
+    assert told["trained_latent_frames"] == 4 and told["beyond_trained"] is False
+    assert told["tolerance"] == TOLERANCE
 
 
 def test_calibrate_writes_what_from_file_loads(file, tmp_path):
@@ -155,6 +168,12 @@ def test_no_run_to_inspect(command, tmp_path):
 def test_tolerance_out_of_range(file, tolerance):
     error = refusal("calibrate", file, f"--tolerance={tolerance}")
     assert "expected a share of attention above 0 and below 1" in str(error)
+    assert error.exit_code == 2
+
+
+def test_a_trained_range_that_is_none(file):
+    error = refusal("calibrate", file, "--trained", 0)
+    assert "trained_latent_frames is 0, expected latent frames" in str(error)
     assert error.exit_code == 2
 
 

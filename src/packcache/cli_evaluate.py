@@ -1,13 +1,17 @@
-"""`packcache evaluate`: a protocol for every policy; truth, memory and reuse by themselves."""
+"""`packcache evaluate`: a protocol for every policy; truth, memory, reuse, footage alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from packcache.console import print_json, progress
+
+if TYPE_CHECKING:
+    from packcache.video import Frames
 
 __all__ = ["app"]
 
@@ -36,6 +40,9 @@ def run(
         "replay,memory,running"
     ),
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N")] = None,
+    workers: Annotated[
+        int, typer.Option(help="processes; on a CPU as many as cores are fastest")
+    ] = 1,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,9 +51,11 @@ def run(
     Asked again with the same --out it goes on: clips that are done are in clips.jsonl there.
     """
     from packcache import files
+    from packcache.errors import InvalidSetting
     from packcache.evaluate import evaluation_report
     from packcache.evaluate.evaluation import Evaluation
     from packcache.evaluate.protocol import read_protocol
+    from packcache.evaluate.workers import Job, gather, run_shared
     from packcache.models import load
 
     asked = read_protocol(protocol)
@@ -54,6 +63,8 @@ def run(
     wanted = [part.strip() for part in parts.split(",")]
     if out is not None:
         files.check_output_folder(out)
+    elif workers > 1:
+        raise InvalidSetting(f"workers is {workers} without a folder to write to: add --out")
     pipeline = load(asked.clips.model, device=device)
     with progress("evaluating") as advance:
         found = Evaluation(
@@ -63,7 +74,13 @@ def run(
             parts=wanted,  # type: ignore[arg-type]  # checked where it is used
             on_step=advance and (lambda _, done, total: advance(done, total)),
         )
-        found.run()
+        if out is not None:
+            gather(found.known, out)
+        if out is not None and workers != 1:
+            job = Job(protocol=asked, parts=found.parts, device=device)
+            run_shared(job, found, out, workers=workers, on_step=advance)
+        else:
+            found.run()
         result = found.result()
     if out is not None:
         evaluation_report.save(result, out)
@@ -227,6 +244,36 @@ def guard(
         print_json(found.to_json())
         return
     print("\n".join(found.lines()))
+
+
+@app.command()
+def drift_null(
+    videos: Annotated[list[Path], typer.Argument(help="clean footage")],
+    frames: Annotated[
+        int | None, typer.Option("--frames", help="pixel frames of a window [as in the docs]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How far does footage drift where nothing is wrong? A drift below that says nothing."""
+    from packcache.evaluate import footage
+    from packcache.video import read_video
+
+    with progress("measuring") as advance:
+
+        def clips() -> Iterator[tuple[str, Frames]]:
+            for number, path in enumerate(videos):
+                yield f"video {path}", read_video(path)[0]
+                if advance:
+                    advance(number + 1, len(videos))
+
+        null = footage.drift_null(clips(), frames=footage.WINDOW if frames is None else frames)
+    if as_json:
+        from packcache.environment import environment  # and PyTorch, for its version
+
+        work = {"videos": [path.name for path in videos]}
+        print_json({**null.to_json(), "workload": work, "environment": environment()})
+        return
+    print("\n".join(null.lines()))
 
 
 def _print_memory(result: dict[str, Any]) -> None:

@@ -32,7 +32,12 @@ Policies = Annotated[
     str, typer.Option("--policies", help=f"whose kept tokens to draw: {POLICIES_HELP}")
 ]
 Tolerance = Annotated[
-    float, typer.Option("--tolerance", help="attention that may be lost, of what full looks at")
+    float | None,
+    typer.Option("--tolerance", help="attention that may be lost, of what full looks at"),
+]
+Trained = Annotated[
+    int | None,
+    typer.Option("--trained", help="latent frames the model was trained on [as the trace says]"),
 ]
 
 
@@ -78,22 +83,24 @@ def inspect(
 
 def calibrate(
     source: Source,
-    tolerance: Tolerance = 0.05,
+    tolerance: Tolerance = None,
+    trained: Trained = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON of the settings")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Which half-life, window, budget and floor lose no more attention than is tolerated?"""
     from packcache import files
+    from packcache.inspect.calibrate import TOLERANCE, check_tolerance
     from packcache.inspect.calibrate import calibrate as run
-    from packcache.inspect.calibrate import check_tolerance
 
+    tolerance = TOLERANCE if tolerance is None else tolerance
     check_tolerance(tolerance)
     if out is not None:
         files.check_folder(out.parent)
     trace = _trace(source, seed)
     with progress("calibrating") as advance:
-        found = run(trace, tolerance=tolerance, on_step=advance)
+        found = run(trace, tolerance=tolerance, trained_latent_frames=trained, on_step=advance)
     if out is not None:
         found.save(out)
     if as_json:
@@ -175,6 +182,7 @@ def _calibration_lines(found: Calibration) -> list[str]:
         lines.append(
             f"{own['budget']:8g}{own['window']:8}{own['half_life']:11g}"
             f"{own['min_share']:8g}{own['order']:>10}{trial.mean:9.2%}"
+            + ("  beyond the trained range" if trial.beyond else "")
             + ("  <-" if trial is found.chosen else "")
         )
     lines.append(f"{found.policy!r}: {found.told}")

@@ -359,6 +359,75 @@ def test_more_clips_make_a_narrower_band():
     assert wide.low < survival(few, [True] * len(few)).at(2).low
 
 
+def bands(found) -> list[float]:
+    return [bound for step in found.steps for bound in (step.low, step.high)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=25))
+def test_a_prompt_for_each_clip_is_what_it_is_without_prompts(clips):
+    times, lost = zip(*clips, strict=True)
+    own = survival(times, lost, prompts=range(len(clips)))
+    assert own == survival(times, lost) and own.prompts == own.clips == len(clips)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=25))
+def test_the_same_clips_again_as_seeds_tell_nothing_new(clips):
+    """Thrice the clips, the same curve, and a band as of one clip fewer for each prompt."""
+    times, lost = map(np.array, zip(*clips, strict=True))
+    again = np.repeat(range(len(times)), 3)
+    once, thrice = survival(times, lost), survival(times[again], lost[again], prompts=again)
+    assert (thrice.clips, thrice.prompts) == (3 * once.clips, once.clips)
+    apart = survival(times[again], lost[again])
+    for one, same, far in zip(once.steps, thrice.steps, apart.steps, strict=True):
+        assert one.survival == pytest.approx(same.survival) == pytest.approx(far.survival)
+        assert same.low <= one.low + 1e-12 and one.high - 1e-12 <= same.high
+        assert same.high - same.low > far.high - far.low
+
+
+def test_without_censoring_the_band_is_that_of_prompts_means():
+    """Left after time 1: of three prompts 2, 1 and 0 of two clips each. The shares 1, 1/2 and 0
+    have a variance of 1/4, so their mean has 1/12: as much as 3 clips that do not go together."""
+    pytest.importorskip("scipy", reason="wilson needs SciPy")
+    step = survival([2, 2, 1, 2, 1, 1], [1] * 6, prompts=["a", "a", "b", "b", "c", "c"]).at(1)
+    size, z = 3, 1.959964
+    middle, root = (0.5 * size + z**2 / 2) / (size + z**2), (size / 4 + z**2 / 4) ** 0.5
+    assert step.survival == 0.5
+    assert (step.low, step.high) == pytest.approx(
+        (middle - z * root / (size + z**2), middle + z * root / (size + z**2)), abs=1e-6
+    )
+    assert step.high - step.low > np.diff(wilson(3, 6))[0]
+
+
+def test_the_band_between_prompts_agrees_with_resampling_them():
+    """Censored clips too: the spread of the curve over prompts drawn anew."""
+    rng = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(40), 3)
+    pace = np.repeat(rng.exponential(6, 40), 3)  # seeds of a prompt go together
+    times = np.ceil(pace * rng.uniform(0.8, 1.2, 120)).clip(1, 12)
+    lost = (times < 12) & (rng.random(120) < 0.9)
+    curves = []
+    for _ in range(400):
+        drawn = np.concatenate([np.nonzero(prompts == p)[0] for p in rng.integers(40, size=40)])
+        again = survival(np.append(times[drawn], 12), np.append(lost[drawn], False))
+        curves.append(again.at(5).survival)
+    step = survival(times, lost, prompts=prompts).at(5)
+    low, high = np.quantile(curves, (0.025, 0.975))
+    assert step.high - step.low == pytest.approx(high - low, rel=0.15)
+    apart = survival(times, lost).at(5)
+    assert step.high - step.low > 1.3 * (apart.high - apart.low)
+
+
+def test_seeds_that_differ_within_prompts_are_no_better_than_apart():
+    """Each prompt loses one of its two clips: between prompts no spread, yet not certain."""
+    once = survival([1, 2] * 6, [True, False] * 6, prompts=np.repeat(range(6), 2))
+    assert bands(once)[2:] == bands(survival([1, 2] * 6, [True, False] * 6))[2:]
+
+
+def test_one_prompt_says_nothing_of_others():
+    step = survival([1, 2, 2], [True, False, False], prompts=["a"] * 3).at(1)
+    assert (step.low, step.high) == (0, 1)
+
+
 def test_survival_is_plain_data():
     plain = json.loads(json.dumps(survival([1, 2], [True, False]).to_json(), allow_nan=False))
     assert plain["median"] == 1 and plain["steps"][1]["survival"] == 0.5
@@ -387,6 +456,7 @@ def test_survival_is_plain_data():
         (lambda: survival([-1], [True]), "negative or not finite: a clip that lost nothing has"),
         (lambda: survival([np.inf], [False]), "negative or not finite"),
         (lambda: survival([1], [0.5]), "observed holds other values than true and false"),
+        (lambda: survival([1, 2], [1, 1], prompts=["a"]), "1 prompts for 2 clips, expected one"),
         (lambda: survival([1], [1], level=1), "level is 1, expected above 0 and below 1"),
         (lambda: survival([5], [0]).at(6), "survival at 6 was asked, expected 0 to 5.0: no clip"),
     ],

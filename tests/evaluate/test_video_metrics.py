@@ -25,6 +25,7 @@ cv2 = pytest.importorskip("cv2", reason="OpenCV comes with the extra [eval]")
 FPS = 12.0
 SMOOTHNESS, FLICKER, WARP = "flow_interp_smoothness_dis", "flicker_mae", "warp_error_dis"
 MOTION = "flow_motion_top5_dis"
+LAB = "lab_hist_distance"
 TOGETHER = {MOTION, "frozen_share", SMOOTHNESS, WARP}
 
 
@@ -96,6 +97,22 @@ def test_colour_drift_is_seen_by_its_own_curve_only(name, fault, curve, least):
     assert worse.scalars[FLICKER] == pytest.approx(clean.scalars[FLICKER], abs=0.02)
 
 
+@pytest.mark.parametrize("fault", ["saturation", "exposure"])
+def test_colours_leave_those_of_the_first_frame(name, fault):
+    clean, worse = found(name).series[LAB], found(name, fault).series[LAB]
+    assert worse[0] == clean[0] == 0
+    assert worse[-4:].mean() > clean[-4:].mean() + 0.3
+    early, late = worse[1:5].mean(), worse[-4:].mean()
+    assert late > 2 * early  # it grows with the fault
+
+
+def test_colours_that_stay_are_at_no_distance(name):
+    """Frozen: none at all. Moved by jitter: blind to where a colour is."""
+    assert (found(name, "freeze").series[LAB] == 0).all()
+    clean, moved = found(name).series[LAB], found(name, "jitter").series[LAB]
+    assert moved.mean() == pytest.approx(clean.mean(), abs=0.02)
+
+
 def test_flicker_is_seen_between_frames_and_not_in_their_mean(name):
     clean, worse = found(name), found(name, "flicker")
     assert worse.scalars[SMOOTHNESS] < clean.scalars[SMOOTHNESS] - 0.01
@@ -146,15 +163,32 @@ def test_flicker_by_hand():
     assert vm.flicker_mae(flat(0, 51, 255)) == pytest.approx([0.8, 0.2])
 
 
+def temporal_flickering(frames: Frames) -> float:
+    """VBench's, value by value: (255 - mean over pairs of the mean absolute difference) / 255."""
+    errors = []
+    for before, after in itertools.pairwise(frames.tolist()):
+        total = count = 0
+        for row, next_row in zip(before, after, strict=True):
+            for pixel, next_pixel in zip(row, next_row, strict=True):
+                for level, next_level in zip(pixel, next_pixel, strict=True):
+                    total += abs(level - next_level)
+                    count += 1
+        errors.append(total / count)
+    return (255 - sum(errors) / len(errors)) / 255
+
+
 @given(st.integers(2, 6), st.integers(0, 99))
 def test_flicker_is_vbenchs_formula(frames, seed):
-    """(255 - mean over pairs of the mean absolute difference in float32) / 255."""
-    pictures = random_clip(frames, seed)
-    pairs = [
-        np.mean(cv2.absdiff(a.astype(np.float32), b.astype(np.float32)))
-        for a, b in itertools.pairwise(pictures)
-    ]
-    assert vm.flicker_mae(pictures).mean() == pytest.approx((255 - np.mean(pairs)) / 255, abs=1e-6)
+    pictures = random_clip(frames, seed, 5, 7)
+    assert vm.flicker_mae(pictures).mean() == pytest.approx(temporal_flickering(pictures))
+
+
+@pytest.mark.parametrize("fault", [None, "flicker"])
+def test_flicker_is_vbenchs_formula_on_real_footage_too(name, fault):
+    pictures = clip(name)[:5]
+    pictures = inject(fault, pictures) if fault else pictures
+    expected = temporal_flickering(pictures)
+    assert vm.flicker_mae(pictures).mean() == pytest.approx(expected, abs=1e-12)
 
 
 def test_frozen_pairs_are_counted_up_to_the_threshold():
@@ -269,6 +303,40 @@ def test_looks_by_hand():
     assert vm.hf_share(slow)[0] < 0.1
 
 
+def test_distance_of_colours_by_hand():
+    """Of 320 pixels 80 turn white; black and white share no cube, and greys 128 and 130 do."""
+    clip = flat(0, 0, 255, 0)
+    clip[1, :4] = 255
+    assert vm.lab_hist_distance(clip).tolist() == [0, 0.25, 1, 0]
+    assert vm.lab_hist_distance(flat(128, 130, 131, 128)).tolist() == [0, 0, 0, 0]
+    assert vm.lab_hist_distance(flat(7)).tolist() == [0]
+
+
+def test_distance_of_colours_is_that_of_opencvs_lab():
+    """Cubes of 8 units, greys in the middle of one; a few pixels lie on a face."""
+    frames = random_clip(3, 5, 40, 50)
+    frames[2] = frames[2] // 2 + 60
+
+    def cubes(frame: np.ndarray) -> np.ndarray:
+        lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2Lab).reshape(-1, 3)
+        sides = [np.arange(0, 105, 8), *[np.arange(-132, 140, 8)] * 2]
+        return np.histogramdd(lab, sides)[0]
+
+    first, *rest = map(cubes, frames)
+    expected = [np.abs(own - first).sum() / 2 / 2000 for own in rest]
+    assert vm.lab_hist_distance(frames)[1:] == pytest.approx(expected, abs=0.01)
+
+
+@given(st.integers(0, 99))
+def test_distance_of_colours_knows_no_place_and_no_direction(seed):
+    a, b = random_clip(2, seed)
+    there = vm.lab_hist_distance(np.stack((a, b)))
+    assert there[0] == 0 and 0 < there[1] <= 1
+    assert vm.lab_hist_distance(np.stack((b, a))) == pytest.approx(there)
+    turned = np.ascontiguousarray(a[::-1, ::-1])
+    assert vm.lab_hist_distance(np.stack((a, turned)))[1] == 0
+
+
 def test_psnr_by_hand():
     assert vm.psnr(flat(10, 10), flat(20, 10)) == pytest.approx([10 * np.log10(255**2 / 100), 100])
 
@@ -323,7 +391,10 @@ def test_measure_says_what_the_functions_say():
     measured = measure(frames, fps=8, against=other)
     assert list(measured.scalars) == list(METRICS)
     assert set(METRICS) - set(measured.series) == {"dynamic_dis", "frozen_share"}
-    for name in (FLICKER, SMOOTHNESS, WARP, "flow_motion_top5_dis", "sharpness"):
+    assert list(vm.looks(frames)) == [
+        "sharpness", "hf_share", "luminance", "contrast", "saturation",
+    ]  # fmt: skip
+    for name in (FLICKER, SMOOTHNESS, WARP, "flow_motion_top5_dis", LAB, *vm.looks(frames)):
         curve = getattr(vm, name)(frames)
         assert measured.series[name].tolist() == curve.tolist()
         assert measured.scalars[name] == pytest.approx(curve.mean())

@@ -261,6 +261,7 @@ def test_clips_of_the_embedded_model_are_recorded(made, tmp_path):
     assert trace.visible is not None and 0 < trace.visible.sum() < trace.layout.tokens
     assert trace.workload["prompts"] == scenes(2)[0] and trace.workload["image"]
     assert trace.workload["sampling"]["steps"] == 2
+    assert trace.workload["trained_latent_frames"] == 7
     trace.save(tmp_path / "a.trace")
     assert (tmp_path / "a.trace").stat().st_size < 500_000
 

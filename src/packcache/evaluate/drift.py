@@ -6,8 +6,8 @@
     marks(PackCache(), layout=layout, latents=13)             # where the cache fills, packs, slides
     survival(times, observed)                                 # Kaplan-Meier, with its band
 
-Clean footage drifts too, by up to 15 % of most numbers, so a policy's drift says little alone: what
-counts is its excess over the full cache's, clip by clip. Everything is plain data; nothing plots.
+Clean footage drifts too (`footage.py` measures by how much), so a policy's drift says little alone:
+what counts is its excess over the full cache's, clip by clip. All is plain data; nothing plots.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ __all__ = [
     "contrast",
     "drift",
     "marks",
+    "relative_contrast",
     "survival",
 ]
 
@@ -269,6 +270,12 @@ def contrast(curves: Values) -> Values:
     return known_mean(curves[..., -ends:]) - known_mean(curves[..., :ends])
 
 
+def relative_contrast(curves: Values) -> Values:
+    """`contrast` over the size of the start; NaN where the start is 0 or not known."""
+    start = np.abs(known_mean(curves[..., : _ends(curves.shape[-1])]))
+    return contrast(curves) / np.where(start > 0, start, np.nan)
+
+
 def _ends(latents: int) -> int:
     """Latent frames at each end."""
     return max(1, round(ENDS * latents))
@@ -395,6 +402,7 @@ class Survival:
     steps: tuple[Step, ...]
     until: float
     clips: int
+    prompts: int
     censored: int
 
     def at(self, time: float) -> Step:
@@ -416,36 +424,60 @@ class Survival:
         return {**asdict(self), "median": self.median}
 
 
-def survival(times: ArrayLike, observed: ArrayLike, *, level: float = 0.95) -> Survival:
+def survival(
+    times: ArrayLike,
+    observed: ArrayLike,
+    *,
+    prompts: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+) -> Survival:
     """Kaplan-Meier survival of clips: how long an identity stays.
 
     `times [n]`: when each clip lost it, or how long it was watched; `observed [n]`: was it lost
     (false: the clip ended whole, it is censored). A clip that ends at a time counts as watched
-    through that time.
+    through that time. `prompts`: which prompt made each clip; None: each has its own.
 
-    The band is Wilson's of the size that Greenwood's variance amounts to (Rothman 1978): without
-    censoring exactly Wilson's of the share left, and sensible at 1 and 0, where Greenwood's own
-    has no width. It takes clips for independent: of several seeds a prompt give one.
+    The band is Wilson's of the size that the curve's variance amounts to (Rothman 1978): without
+    censoring exactly Wilson's of the share left, and sensible at 1 and 0, where the variance is 0.
+    It is Greenwood's variance, or where clips of one prompt go together the larger one of
+    resampling prompts, linearised: the squares of what all clips of a prompt pull the curve by,
+    times n / (n - 1) for n prompts. Of each clip alone these squares add up to Greenwood's.
     """
     ends, lost = _watched(times, observed)
+    labels = _labels(prompts, len(ends))
     if not 0 < level < 1:
         raise InvalidSetting(f"level is {level}, expected above 0 and below 1")
     z = NormalDist().inv_cdf((1 + level) / 2)
-    left, spread, size, steps = Fraction(1), 0.0, float(len(ends)), []
+    names = list(dict.fromkeys(labels))
+    of_prompt = np.array([names.index(label) for label in labels])
+    left, spread, size, steps = Fraction(1), 0.0, float(len(names)), []
+    pulled = np.zeros(len(ends))
     for time in np.unique([0.0, *ends[lost]]):
-        at_risk = int((ends >= time).sum())
-        gone = int((ends[lost] == time).sum())
+        watched, going = ends >= time, (ends == time) & lost
+        at_risk, gone = int(watched.sum()), int(going.sum())
         left *= Fraction(at_risk - gone, at_risk)
         if 0 < gone < at_risk:  # the last loss leaves no variance: the size before it stays
             spread += gone / (at_risk * (at_risk - gone))
-            size = float((1 - left) / left) / spread
+            pulled += (going - watched * (gone / at_risk)) / (at_risk - gone)
+            size = float((1 - left) / left) / max(spread, _clustered(pulled, of_prompt))
         steps.append(_step(float(time), float(left), size, z, at_risk, gone))
     return Survival(
         steps=tuple(steps),
         until=float(ends.max()),
         clips=len(ends),
+        prompts=len(names),
         censored=int((~lost).sum()),
     )
+
+
+def _clustered(pulled: Values, of_prompt: NDArray[np.int64]) -> float:
+    """Variance of the curve's logarithm, between prompts; 0 where each clip has its own."""
+    prompts = int(of_prompt.max()) + 1
+    if prompts == len(of_prompt):
+        return 0.0
+    if prompts == 1:
+        return math.inf  # nothing is known of other prompts
+    return float((np.bincount(of_prompt, pulled) ** 2).sum()) * prompts / (prompts - 1)
 
 
 def _watched(times: ArrayLike, observed: ArrayLike) -> tuple[Values, NDArray[np.bool_]]:
@@ -465,8 +497,8 @@ def _watched(times: ArrayLike, observed: ArrayLike) -> tuple[Values, NDArray[np.
 
 
 def _step(time: float, left: float, size: float, z: float, at_risk: int, lost: int) -> Step:
-    """A step with Wilson's bounds for a share of `size` clips, which may be broken."""
-    middle = (left + z**2 / (2 * size)) / (1 + z**2 / size)
-    half = z * math.sqrt(left * (1 - left) / size + (z / (2 * size)) ** 2) / (1 + z**2 / size)
+    """A step with Wilson's bounds for a share of `size` clips, which may be broken, or 0."""
+    middle = (left * size + z**2 / 2) / (size + z**2)
+    half = z * math.sqrt(left * (1 - left) * size + z**2 / 4) / (size + z**2)
     low, high = max(0.0, middle - half), min(1.0, middle + half)
     return Step(time=time, survival=left, low=low, high=high, at_risk=at_risk, lost=lost)

@@ -544,11 +544,12 @@ def _first_diverged(values: Values) -> dict[str, float] | None:
 
 
 def _survival(values: Values, asked: Values, frames: int) -> dict[str, Any] | None:
-    """Kaplan-Meier over clips of the first seed that were made: one that lost no digit was watched
-    to its end."""
-    made = ~np.isnan(asked[:, 0]).all(axis=-1)
-    times = values[made, 0]
+    """Kaplan-Meier over clips `[prompts, seeds]` that were made, those of a prompt together: one
+    that lost no digit was watched to its end."""
+    made = ~np.isnan(asked).all(axis=-1)
+    times = values[made]
     if not len(times):
         return None
     lost = ~np.isnan(times)
-    return survival(np.where(lost, times, frames), lost).to_json()
+    prompts = np.nonzero(made)[0].tolist()
+    return survival(np.where(lost, times, frames), lost, prompts=prompts).to_json()

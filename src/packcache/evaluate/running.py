@@ -159,8 +159,8 @@ class Running:
         for name in ("direction", "speed", "speed_variation", "background", "survival"):
             found[name] = getattr(judgement, name)
         found |= {n: None if v is None else float(v) for n, v in measured.scalars.items()}
-        whole = {n: own for n, own in measured.series.items() if len(own) == len(frames)}
-        return found | {name: _by_latent(own) for name, own in whole.items()}
+        looks = {n: own for n, own in measured.series.items() if n in SERIES}
+        return found | {name: _by_latent(own) for name, own in looks.items()}
 
     # --- what was found -----------------------------------------------------------------------
 

@@ -46,6 +46,8 @@ __all__ = [
     "flow_motion_top5_dis",
     "frozen_share",
     "hf_share",
+    "lab_hist_distance",
+    "looks",
     "luminance",
     "measure",
     "psnr",
@@ -62,6 +64,15 @@ FROZEN = 0.1
 
 #: Decibels of equal frames, whose PSNR has no bound.
 PSNR_CAP = 100.0
+
+#: Units of CIE Lab along a histogram's cube: a difference that is seen at a glance.
+LAB_CUBE = 8
+
+#: Light of the 256 levels of sRGB (IEC 61966-2-1), and its channels' shares of white's X, Y, Z.
+_LEVELS = np.arange(256) / 255
+_LIGHT = np.where(_LEVELS > 0.04045, ((_LEVELS + 0.055) / 1.055) ** 2.4, _LEVELS / 12.92)
+_XYZ = np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
+_XYZ = _XYZ / _XYZ.sum(axis=0)
 
 #: Pixels of a side that the flow and the window of SSIM need.
 LEAST_SIDE = 16
@@ -101,6 +112,7 @@ METRICS: dict[str, Metric] = {
     "luminance": Metric(unit="levels"),
     "contrast": Metric(unit="levels"),
     "saturation": Metric(unit="of 1"),
+    "lab_hist_distance": Metric(unit="of pixels"),
     "psnr": Metric(unit="dB"),
     "ssim": Metric(unit="of 1"),
 }
@@ -217,7 +229,8 @@ def measure(frames: Frames, *, fps: float, against: Frames | None = None) -> Mea
         "flow_interp_smoothness_dis": flow_interp_smoothness_dis(frames, flow),
         "warp_error_dis": warp_error_dis(frames, flow),
         "flow_motion_top5_dis": flow_motion_top5_dis(frames, flow),
-        **{metric.__name__: metric(frames) for metric in _LOOKS},
+        **looks(frames),
+        "lab_hist_distance": lab_hist_distance(frames),
     }
     if against is not None:
         curves |= {metric.__name__: metric(frames, against) for metric in (psnr, ssim)}
@@ -375,6 +388,11 @@ def _differences(frames: Frames) -> Values:
 # --- of a frame ----------------------------------------------------------------------------------
 
 
+def looks(frames: Frames) -> dict[str, Values]:
+    """The curves of what a frame says by itself, without flow: by name, `[T]` each."""
+    return {metric.__name__: metric(frames) for metric in _LOOKS}
+
+
 def luminance(frames: Frames) -> Values:
     """Mean luma (Rec. 601), levels, `[T]`."""
     return _of_luma(frames, lambda luma: luma.mean())
@@ -418,6 +436,36 @@ def saturation(frames: Frames) -> Values:
         top, low = channels.max(0).astype(np.float64), channels.min(0)
         values.append(float(((top - low) / np.maximum(top, 1)).mean()))
     return np.array(values)
+
+
+def lab_hist_distance(frames: Frames) -> Values:
+    """How far the colours of each frame are from the first frame's, 0 to 1, `[T]`; first is 0.
+
+    Half the absolute difference of two histograms over CIE Lab (sRGB, D65) in cubes of
+    `LAB_CUBE` units: the share of pixels that have to change their cube before both agree. It does
+    not see where a colour is, nor how far it went once no cube is shared.
+    """
+    first, *rest = map(_lab_cubes, checked_clip(frames))
+    pixels = frames[0, ..., 0].size
+    return np.array([0.0, *(np.abs(own - first).sum() / (2 * pixels) for own in rest)])
+
+
+def _lab_cubes(frame: Frames) -> NDArray[np.int64]:
+    """Pixels in each cube, flat."""
+    # a and b run from -128 to 128; greys, at 0, lie in the middle of a cube and not on its face
+    offset = np.array([0, 128 + LAB_CUBE / 2, 128 + LAB_CUBE / 2])
+    sides = np.array([100, 256 + LAB_CUBE, 256 + LAB_CUBE]) // LAB_CUBE + 1
+    cubes = np.clip((_lab(frame.reshape(-1, 3)) + offset) // LAB_CUBE, 0, sides - 1)
+    numbers = np.ravel_multi_index(tuple(cubes.astype(np.int64).T), tuple(sides))
+    return np.bincount(numbers, minlength=int(sides.prod()))
+
+
+def _lab(pixels: Frames) -> Values:
+    """CIE Lab of sRGB pixels `[n, 3]`: lightness 0 to 100, a and b 0 for grey."""
+    share = _LIGHT[pixels] @ _XYZ
+    root = np.where(share > (6 / 29) ** 3, np.cbrt(share), share * (29 / 6) ** 2 / 3 + 4 / 29)
+    x, y, z = root.T
+    return np.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), axis=1)
 
 
 def psnr(frames: Frames, against: Frames) -> Values:

@@ -29,7 +29,7 @@ from packcache.adapters.shapes import heads_first
 from packcache.cache import FrameCache
 from packcache.environment import environment
 from packcache.errors import InvalidSetting
-from packcache.inspect.trace import COMMIT, Sample, Trace
+from packcache.inspect.trace import COMMIT, TRAINED, Sample, Trace
 from packcache.lumos.attend import CachedAttention
 from packcache.lumos.decode import Decoder
 from packcache.lumos.pipeline import Picture, Pipeline, Run
@@ -400,6 +400,7 @@ def record(
             "model": pipeline.name, "prompts": list(prompts), "image": images is not None,
             "frames": frames, "latent_frames": latents, "seed": seed, "policy": "full",
             "sampling": asdict(first.sampling), "token_bytes": first.caches[0].token_bytes,
+            TRAINED: pipeline.model.config.trained_latent_frames,
         },
         environment=environment(pipeline.device, pipeline.dtype),
     )  # fmt: skip

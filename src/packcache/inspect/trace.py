@@ -29,9 +29,12 @@ from packcache.errors import InputFileError
 from packcache.files import check_folder, replacing
 from packcache.timeline import FrameLayout, Ints, Role
 
-__all__ = ["COMMIT", "CURRENT", "SCHEMA", "Sample", "Tokens", "Trace"]
+__all__ = ["COMMIT", "CURRENT", "SCHEMA", "TRAINED", "Sample", "Tokens", "Trace"]
 
 SCHEMA = "packcache.trace/1"
+
+#: Where a trace's workload says how many latent frames its model was trained on.
+TRAINED = "trained_latent_frames"
 
 #: The step of a forward that is committed.
 COMMIT = -1
