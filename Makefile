@@ -68,13 +68,13 @@ RESULTS := benchmarks/results/$(if $(QUICK),quick,evaluate)
 ABLATIONS := benchmarks/results/$(if $(QUICK),quick,evaluate)_ablations
 PAGE := $(if $(QUICK),$(RESULTS)/results.md,docs/results.md)
 PARTS := replay,memory
-TIMED := $(wildcard $(patsubst %,benchmarks/results/bench_%.json,3b_i2v_24 3b_i2v_48 digits_384))
+TIMED := $(if $(QUICK),,$(patsubst %,--bench benchmarks/results/bench_%.json,3b_i2v_24 3b_i2v_48 digits_384))
 reproduce: setup
 	mkdir -p $(RESULTS) $(ABLATIONS)
 	$(RUN) --out $(RESULTS)
 	$(RUN) --protocol benchmarks/ablations.toml --out $(ABLATIONS) $(if $(QUICK),--parts $(PARTS))
 	$(BIN)/packcache evaluate page $(PAGE) --result $(RESULTS)/evaluate.json \
-		--ablations $(ABLATIONS)/evaluate.json $(addprefix --bench ,$(TIMED))
+		--ablations $(ABLATIONS)/evaluate.json $(TIMED)
 
 # every policy on the stored traces, and those of files dropped into a folder: ARGS="--policies-from DIR"
 leaderboard: setup

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import packcache as pc
+from packcache import scores
 from packcache.digits import world
 from packcache.digits.prompts import prompt
 from packcache.evaluate.clips import batches, settings_of
@@ -24,6 +25,7 @@ from packcache.evaluate.protocol import (
 )
 from packcache.evaluate.replay import Replay
 from packcache.evaluate.table import cases
+from packcache.inspect.record import Recorder
 
 FRAMES = 13  # four latent frames
 
@@ -82,6 +84,47 @@ def test_nothing_diverges_before_something_is_given_up(asked):
     assert kl.shape == (5, 4)
     assert (kl[:4, :2] == 0).all() and (kl[:4, 2:] > 1e-6).all()
     assert np.isnan(kl[4:, 0]).all() and (kl[4:, 1:3] == 0).all() and (kl[4:, 3:] > 1e-6).all()
+
+
+def test_attention_is_lost_where_something_is_given_up(asked):
+    lost = asked.values("window")["lost"]
+    assert (lost[:4, :2] == 0).all() and np.isnan(lost[4:, 0]).all() and (lost[4:, 1:3] == 0).all()
+    for late in (lost[:4, 2:], lost[4:, 3:]):
+        assert (late > 0).all() and (late < 0.9).all()
+    assert np.nanmax(asked.values("again")["lost"]) == 0
+    dropped = asked.values("no image")["lost"]
+    assert (dropped[4:, 1] > 0.05).all()  # the image is looked at
+
+
+def test_attention_lost_by_another_way(pipeline, asked, monkeypatch):
+    """A slow twin: what a recorder of traces sees of the full cache, and slots counted by hand."""
+    monkeypatch.setattr(scores, "SAMPLES", 1000)  # all content tokens
+    replay = Replay(pipeline, protocol(prompts=5), Ledger(None, {}))
+    replay.known.found |= {k: v for k, v in asked.known.found.items() if k[1] == "clip"}
+    replay._recorded([4])
+    codes = asked.clips.stored(ROWS[0], 4, 0).codes
+    case, last = cases(5)[4], 3
+    picture = Image.fromarray(world.render(case.scene, 1)[0])
+    full = pipeline.run([prompt(case.scene)], frames=FRAMES, policy="full", image=picture).decoder
+    recorder = Recorder(
+        layout=full.layout, num_layers=6, text=full.caches[0].text[0], queries=1000, layers=range(6)
+    )
+    full.prefill()
+    for frame in range(last):
+        full.give(codes[frame][None], as_generated=frame > 0)
+    told = asked._told([4], codes[None])[0]
+    masses = []
+    for state in told:
+        known = torch.where(state[last], codes[last].flatten(), -1)[None]
+        with recorder.watch(full):
+            full.predict(known)
+        masses.append(recorder.samples()[-1].mass.mean(axis=0))
+    # the window holds text, the image, the newest frame, and the open one
+    tokens, text = full.layout.tokens, full.caches[0].text[0]
+    gone = slice(text + tokens, text + 2 * tokens)
+    expected = np.mean(masses, axis=0)[gone].sum()
+    found = replay.known.found["window", "replay", 4]["lost"][last - 1]
+    assert found == pytest.approx(expected, rel=1e-4) and found > 0.01
 
 
 def test_a_dropped_image_is_missed_at_once_and_only_where_there_is_one(asked):

@@ -50,7 +50,8 @@ RESULT = {
     "memory": [{"row": "full", "gap": 1, "recall": {"mean": 90.0, "low": 80.0, "high": 95.0}}],
     "replay": [
         {
-            "row": "window 2", "kl": SUMMARY, "agreement": SUMMARY, "nll": SUMMARY,
+            "row": "window 2", "kl": SUMMARY, "agreement": SUMMARY, "lost": SUMMARY,
+            "nll": SUMMARY,
             "nll_full": SUMMARY, "nll_true": None,
         }
     ],

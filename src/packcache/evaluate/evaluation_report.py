@@ -177,17 +177,21 @@ def _replay(result: Mapping[str, Any]) -> str:
         "KL, nats",
         "95 %",
         "same first code",
+        "attention lost",
         "surprise, nats",
         "full's",
         "true clips, more than full",
     )
     rows = []
     for row in result["replay"]:
-        kl, same, own, full = (row[n] for n in ("kl", "agreement", "nll", "nll_full"))
+        kl, same, lost, own, full = (
+            row[name] for name in ("kl", "agreement", "lost", "nll", "nll_full")
+        )
         true = row["nll_true"] and row["nll_true"]["more_than_full"]
         cells = (
             html.escape(row["row"]), f"{kl['mean']:.4f}", f"{kl['low']:.4f} to {kl['high']:.4f}",
-            f"{100 * same['mean']:.1f} %", f"{own['mean']:.3f}", f"{full['mean']:.3f}",
+            f"{100 * same['mean']:.1f} %", f"{100 * lost['mean']:.1f} %", f"{own['mean']:.3f}",
+            f"{full['mean']:.3f}",
             f"{true['mean']:+.4f}" if true else "-",
         )  # fmt: skip
         rows.append([f"<td>{cell}</td>" for cell in cells])

@@ -5,13 +5,16 @@
 
 No sampling noise: every row sees the same clip, latent frame by latent frame, and is asked for the
 next one when a share of its codes is known. What it answers is held against the full cache's
-answer: KL(full || row) of the guided distribution, how often the most likely code agrees, and the
-surprise at the code that was recorded. Along true clips the surprise at the true code.
+answer: KL(full || row) of the guided distribution, how often the most likely code agrees, the
+surprise at the code that was recorded; and the share of the full cache's attention that goes to
+tokens which the row holds no more. Along true clips the surprise at the true code.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from torch import Tensor
 from packcache.digits import world
 from packcache.digits.prompts import prompt
 from packcache.errors import GenerationError
+from packcache.evaluate.attended import Attended, held_tokens
 from packcache.evaluate.clips import (
     BATCH,
     WHOLE,
@@ -42,12 +46,23 @@ from packcache.lumos.vocab import latent_frames, pixel_frames
 __all__ = ["METRICS", "Replay"]
 
 #: One value a generated latent frame, mean over undecided codes and shares known.
-METRICS = ("kl", "agreement", "nll", "nll_full")
+METRICS = ("kl", "agreement", "nll", "nll_full", "lost")
 
 #: Along true clips, which the full cache did not make.
 TRUE_METRICS = ("nll_true",)
 
 Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What a row says of the next latent frame: log p `[B, shares, N, codes]`, which tokens it
+    holds `[S]` by clip, and where its queries look, if that was asked."""
+
+    log_p: Tensor
+    held: list[NDArray[np.bool_]]
+    mass: list[Values]
+
 
 #: Told of a clip that is shown: its codes `[B, latents, rows, cols]` and which codes are known,
 #: bool `[B, shares, latents, N]`.
@@ -101,7 +116,7 @@ class Replay:
             return
         codes = self._codes(numbers)
         shown = codes, self._told(numbers, codes)
-        full = list(self._answers(self.protocol.reference, numbers, shown))
+        full = list(self._answers(self.protocol.reference, numbers, shown, looks=True))
         own = _surprise(full, shown, self._given(numbers))
         for row in self.rows:
             if row.label in missing:
@@ -187,11 +202,14 @@ class Replay:
                     told[place, state, latent, order[: round(share * count)]] = True
         return told
 
-    def _answers(self, row: Row, numbers: Sequence[int], shown: Shown) -> Iterator[Tensor]:
-        """log p `[B, shares, N, codes]` of each latent frame that is not given."""
+    def _answers(
+        self, row: Row, numbers: Sequence[int], shown: Shown, *, looks: bool = False
+    ) -> Iterator[Answer]:
+        """Of each latent frame that is not given; `looks`: where its queries look, too."""
         codes, told = shown
         chosen = [self.cases[number] for number in numbers]
         decoder = self._decoder(row, chosen)
+        seen = Attended(decoder) if looks else None
         with kernel(row.kernel):
             decoder.prefill()
             for latent, own in enumerate(codes.unbind(1)):
@@ -199,7 +217,16 @@ class Replay:
                 if not given:
                     flat = own.flatten(1)
                     asked = [torch.where(t[:, latent], flat, -1) for t in told.unbind(1)]
-                    yield torch.stack([_log_p(decoder, known) for known in asked], dim=1)
+                    with seen.looking() if seen else contextlib.nullcontext():
+                        log_p = torch.stack([_log_p(decoder, known) for known in asked], dim=1)
+                    yield Answer(
+                        log_p=log_p,
+                        held=[
+                            held_tokens(cache.timeline, decoder.layout.tokens)
+                            for cache in decoder.caches
+                        ],
+                        mass=seen.take() if seen else [],
+                    )
                 decoder.give(own, as_generated=not given)
 
     def _decoder(self, row: Row, chosen: Sequence[Case]) -> Decoder:
@@ -241,26 +268,30 @@ def _log_p(decoder: Decoder, known: Tensor) -> Tensor:
 
 
 def _held_against(
-    full: Sequence[Tensor], answers: Iterator[Tensor], shown: Shown
+    full: Sequence[Answer], answers: Iterator[Answer], shown: Shown
 ) -> dict[str, Values]:
-    """KL, agreement and surprise of a row, `[B, frames]` each, mean over what was asked."""
+    """KL, agreement and surprise of a row, mean over what was asked, and the attention that the
+    full cache gives to what the row holds no more; `[B, frames]` each."""
     codes, told = shown
     first = codes.shape[1] - len(full)
-    rows: dict[str, list[Tensor]] = {"kl": [], "agreement": [], "nll": []}
-    for latent, (p, q) in enumerate(zip(full, answers, strict=True), start=first):
+    rows: dict[str, list[Tensor]] = {"kl": [], "agreement": [], "nll": [], "lost": []}
+    for latent, (whole, own) in enumerate(zip(full, answers, strict=True), start=first):
+        p, q = whole.log_p, own.log_p
         open_ = ~told[:, :, latent].to(p.device)
+        lost = [mass[~held].sum() for mass, held in zip(whole.mass, own.held, strict=True)]
+        rows["lost"].append(torch.tensor(lost))
         rows["kl"].append(_mean((p.exp() * (p - q)).sum(dim=-1), open_))
         rows["agreement"].append(_mean((p.argmax(-1) == q.argmax(-1)).float(), open_))
         rows["nll"].append(_mean(_own(q, codes[:, latent]), open_))
     return {name: torch.stack(own, dim=1).double().cpu().numpy() for name, own in rows.items()}
 
 
-def _surprise(answers: Iterator[Tensor] | Sequence[Tensor], shown: Shown, first: int) -> Values:
+def _surprise(answers: Iterator[Answer] | Sequence[Answer], shown: Shown, first: int) -> Values:
     """Nats a code of the clip shown, `[B, frames]`."""
     codes, told = shown
     found = [
-        _mean(_own(q, codes[:, latent]), ~told[:, :, latent].to(q.device))
-        for latent, q in enumerate(answers, start=first)
+        _mean(_own(own.log_p, codes[:, latent]), ~told[:, :, latent].to(own.log_p.device))
+        for latent, own in enumerate(answers, start=first)
     ]
     return torch.stack(found, dim=1).double().cpu().numpy()
 

@@ -129,7 +129,8 @@ def _replay(result: Mapping[str, Any]) -> str:
         rows.append(
             [
                 row["row"], f"{kl['mean']:.4f} ({kl['low']:.4f} to {kl['high']:.4f})",
-                f"{100 * same['mean']:.1f} %", f"{row['nll']['mean']:.3f}",
+                f"{100 * same['mean']:.1f} %", f"{100 * row['lost']['mean']:.1f} %",
+                f"{row['nll']['mean']:.3f}",
                 f"{row['nll_full']['mean']:.3f}", f"{true['mean']:+.4f}" if true else "-",
             ]
         )  # fmt: skip
@@ -137,6 +138,7 @@ def _replay(result: Mapping[str, Any]) -> str:
         TAG,
         "KL, nats a code",
         "same first code",
+        "attention lost",
         "surprise",
         "the full cache's",
         "true clips, more than full",
