@@ -186,9 +186,9 @@ class Evaluation:
         """The horizon, some clips at a time: rows that run alike are asked together, since what a
         clip asks is encoded once for all of them."""
         plan, done, rows = self.protocol.memory, 0, self._memory_asked
-        for gap in plan.gaps:
+        for turn, gap in enumerate(plan.gaps):
             for place, start in enumerate(range(0, plan.clips, _MEMORY_CLIPS)):
-                if not self.share.takes(place):
+                if not self.share.takes(turn + place):
                     continue
                 numbers = range(start, min(start + _MEMORY_CLIPS, plan.clips))
                 for rule in dict.fromkeys(map(_rule, rows)):
