@@ -55,7 +55,7 @@ def run(
     from packcache.evaluate import evaluation_report
     from packcache.evaluate.evaluation import Evaluation
     from packcache.evaluate.protocol import read_protocol
-    from packcache.evaluate.workers import Job, gather, run_shared
+    from packcache.evaluate.workers import Job, run_in
     from packcache.models import load
 
     asked = read_protocol(protocol)
@@ -74,13 +74,11 @@ def run(
             parts=wanted,  # type: ignore[arg-type]  # checked where it is used
             on_step=advance and (lambda _, done, total: advance(done, total)),
         )
-        if out is not None:
-            gather(found.known, out)
-        if out is not None and workers != 1:
-            job = Job(protocol=asked, parts=found.parts, device=device)
-            run_shared(job, found, out, workers=workers, on_step=advance)
-        else:
+        if out is None:
             found.run()
+        else:
+            job = Job(protocol=asked, parts=found.parts, device=device)
+            run_in(out, found, job, workers=workers, on_step=advance)
         result = found.result()
     if out is not None:
         evaluation_report.save(result, out)
@@ -96,13 +94,26 @@ def page(
     result: Annotated[Path, typer.Option(help="of packcache evaluate run")] = Path(
         "benchmarks/results/evaluate/evaluate.json"
     ),
+    ablations: Annotated[
+        Path | None, typer.Option(help="of packcache evaluate run with benchmarks/ablations.toml")
+    ] = None,
+    bench: Annotated[
+        list[Path] | None, typer.Option(help="of packcache bench; several times for several")
+    ] = None,
 ) -> None:
     """The tables of a stored evaluation, and what they say of the paper's claims, as Markdown."""
     from packcache import files
     from packcache.evaluate import results_page
+    from packcache.evaluate.results_cost import read_benchmark
 
     files.check_folder(path.parent)
-    files.write_text(path, results_page.render(results_page.read_evaluation(result), result.name))
+    text = results_page.render(
+        results_page.read_evaluation(result),
+        result.name,
+        ablations=None if ablations is None else results_page.read_evaluation(ablations),
+        benchmarks=[read_benchmark(one) for one in bench or ()],
+    )
+    files.write_text(path, text)
 
 
 @app.command()

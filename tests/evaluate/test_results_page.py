@@ -7,7 +7,9 @@ import json
 import re
 
 import pytest
+from typer.testing import CliRunner
 
+from packcache.cli import app
 from packcache.errors import InputError, InputFileError
 from packcache.evaluate.claims import ABLATIONS, CLAIMS, Claim
 from packcache.evaluate.results_cost import read_benchmark
@@ -163,6 +165,17 @@ def test_speed_is_told_from_stored_benchmarks_beside_the_papers():
         one["speedup_total_interval"], one["speedup_last_interval"] = [1.0, 1.7], [2.0, 3.0]
     page = render(RESULT, "evaluate.json", benchmarks=[other])
     assert "TOTAL does not hold here, LAST cannot be told" in page
+
+
+def test_the_command_takes_all_three(tmp_path):
+    for name, result in (("a.json", RESULT), ("b.json", ABLATED), ("c.json", BENCH)):
+        (tmp_path / name).write_text(json.dumps(result))
+    page = tmp_path / "results.md"
+    call = ["evaluate", "page", str(page), "--result", str(tmp_path / "a.json")]
+    call += ["--ablations", str(tmp_path / "b.json"), "--bench", str(tmp_path / "c.json")]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    assert page.read_text() == render(RESULT, "a.json", ablations=ABLATED, benchmarks=[BENCH])
 
 
 def test_what_is_no_benchmark_is_refused(tmp_path):

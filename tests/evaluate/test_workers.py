@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import packcache as pc
+from packcache import files
 from packcache.cli import app
-from packcache.errors import GenerationError, InvalidSetting
+from packcache.errors import GenerationError, InvalidSetting, OutputError
 from packcache.evaluate import truth, workers
 from packcache.evaluate.clips import Share, batches, place_of
 from packcache.evaluate.evaluation import Evaluation
@@ -24,7 +30,7 @@ from packcache.evaluate.protocol import (
     RunningPlan,
 )
 from packcache.evaluate.table import cases
-from packcache.evaluate.workers import Job, gather, run_shared
+from packcache.evaluate.workers import Job, gather, run_in
 from tests.tools import ROOT
 
 ROWS = (
@@ -166,10 +172,61 @@ def test_a_process_that_fails_is_told_and_the_rest_is_kept(pipeline, shared, mon
     whole = Evaluation(pipeline, protocol(), tmp_path)
     job = Job(protocol=protocol(), parts=("memory",))
     with pytest.raises(GenerationError, match=r"^2 of 2 processes failed \(exit code 1\)"):
-        run_shared(job, whole, tmp_path, workers=2)
+        run_in(tmp_path, whole, job, workers=2)
     assert set(whole.known.found) == {("of 0",), ("of 1",)}
     with pytest.raises(InvalidSetting, match=r"^workers is 0, expected at least 1$"):
-        run_shared(job, whole, tmp_path, workers=0)
+        run_in(tmp_path, whole, job, workers=0)
+
+
+def test_a_folder_is_one_runs_at_a_time(pipeline, tmp_path):
+    whole = Evaluation(pipeline, protocol(), tmp_path, parts=("memory",))
+    held = files.lock(tmp_path / workers.LOCK)
+    with pytest.raises(OutputError, match=r" is in use by another evaluation: wait for it$"):
+        run_in(tmp_path, whole, Job(protocol=protocol(), parts=()))
+    held.release()
+    run_in(tmp_path, whole, Job(protocol=protocol(), parts=("memory",)), workers=1)
+    assert "memory" not in whole.missing
+
+
+def _wait(told, folder):
+    """A process that goes on for a minute unless its parent is gone."""
+    import threading
+
+    threading.Thread(target=workers._end_with_parent, daemon=True).start()
+    (folder / "child").write_text(str(os.getpid()))
+    told.set()
+    time.sleep(60)
+
+
+def _parent(folder):
+    context = multiprocessing.get_context("spawn")
+    told = context.Event()
+    child = context.Process(target=_wait, args=(told, folder), daemon=True)
+    child.start()
+    told.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_end_with_a_parent_that_was_killed(tmp_path):
+    """They would write beside those of the next run."""
+    parent = multiprocessing.get_context("spawn").Process(target=_parent, args=(tmp_path,))
+    parent.start()
+    parent.join()
+    child = int((tmp_path / "child").read_text())
+    for _ in range(200):
+        if not _lives(child):
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the process outlived its parent")
+
+
+def _lives(number: int) -> bool:
+    """Does a process run? One that ended and was not waited for does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{number}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_processes_need_a_folder():

@@ -1,6 +1,6 @@
 """An evaluation by several processes, one core each: small models gain nothing from more threads.
 
-    run_shared(Job(protocol=asked, device=None, parts=PARTS), evaluation, folder, workers=2)
+    run_in(folder, evaluation, Job(protocol=asked, parts=PARTS), workers=2)
 
 Every process makes its share of the batches and writes a ledger of its own, `clips.1.jsonl`; what
 they found is taken into `clips.jsonl` at the end, whatever the end is. A run that was killed leaves
@@ -10,22 +10,28 @@ such files behind: the next one takes them in before it asks for anything.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from packcache.errors import GenerationError, InvalidSetting, PackCacheError
+from packcache import files
+from packcache.errors import GenerationError, InvalidSetting, OutputError, PackCacheError
 from packcache.evaluate.clips import Share
 from packcache.evaluate.evaluation import LEDGER, Evaluation
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.protocol import Part, Protocol
 from packcache.models import load
 
-__all__ = ["Job", "gather", "run_shared"]
+__all__ = ["LOCK", "Job", "gather", "run_in"]
+
+#: Held in a folder while an evaluation runs in it.
+LOCK = ".lock"
 
 #: Seconds between two looks at how far the processes are.
 LOOK = 0.5
@@ -40,21 +46,42 @@ class Job:
     device: str | None = None
 
 
-def run_shared(
-    job: Job,
-    evaluation: Evaluation,
+def run_in(
     folder: Path,
+    evaluation: Evaluation,
+    job: Job,
     *,
-    workers: int,
+    workers: int = 1,
     on_step: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Ask what is missing, `workers` processes at once; `evaluation` of the folder then knows it.
+    """Ask what the folder's evaluation misses, `workers` processes at once; it then knows it.
 
     `on_step` is called with answers found and all that were missing. Raises GenerationError if a
-    process failed; what the others found is kept.
+    process failed, what the others found is kept; OutputError where another run is at work in the
+    folder.
     """
     if workers < 1:
         raise InvalidSetting(f"workers is {workers}, expected at least 1")
+    held = files.lock(folder / LOCK)
+    if held is None:
+        raise OutputError(f"{folder} is in use by another evaluation: wait for it")
+    try:
+        gather(evaluation.known, folder)
+        if workers == 1:
+            evaluation.run()
+        else:
+            _run_shared(folder, evaluation, job, workers, on_step)
+    finally:
+        held.release()
+
+
+def _run_shared(
+    folder: Path,
+    evaluation: Evaluation,
+    job: Job,
+    workers: int,
+    on_step: Callable[[int, int], None] | None,
+) -> None:
     total = sum(evaluation.missing.values())
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
@@ -102,8 +129,9 @@ def _lines(path: Path) -> int:
 
 
 def _work(job: Job, folder: Path, share: Share, threads: int) -> None:
-    """One process. Ctrl-C is its parent's to handle."""
+    """One process. Ctrl-C is its parent's to handle; where the parent is killed, it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         pipeline = load(job.protocol.clips.model, device=job.device)
@@ -111,3 +139,11 @@ def _work(job: Job, folder: Path, share: Share, threads: int) -> None:
     except PackCacheError as error:
         sys.stderr.write(f"process {share.number + 1} of {share.of}: {error}\n")
         sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """Else it would go on writing beside the processes of the next run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
