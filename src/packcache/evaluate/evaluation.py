@@ -342,7 +342,7 @@ class Evaluation:
             )
             if own <= still:
                 gates["identity_drift"] = (
-                    f"a clip that stands still keeps more: {100 * still:.0f} % of frames right, "
+                    f"a clip that stands still keeps as much: {100 * still:.0f} % of frames right, "
                     f"the full cache {100 * own:.0f} %"
                 )
         return gates
