@@ -33,6 +33,10 @@ RESULT = {
     "workload": {
         "protocol": "abc", "exploratory": True, "quick": 8, "model": "digits",
         "primaries": [{"name": "recall"}],
+        "rows": {
+            "full": {"role": "reference"}, "packcache 2": {"role": "policy"},
+            "window 2": {"role": "baseline"},
+        },
     },
     "primaries": [
         {
@@ -97,6 +101,7 @@ def test_the_page_says_what_was_found():
     assert "What it buys" not in page and "One setting moved" not in page
     assert "NOT told from full" in page and "**Exploratory**: cut to 8 prompts" in page
     assert "worse" in page and "90 %" in page
+    assert "| window 2 | 0.5000 (0.4000 to 0.6000) |" in page
     whole = copy.deepcopy(RESULT)
     whole["workload"]["exploratory"], whole["missing"] = False, {}
     assert "**Not complete**: missing are run 49 3 clips." in page
@@ -134,6 +139,29 @@ ABLATED = {
     ],
 }  # fmt: skip
 BENCH = json.loads((ROOT / "benchmarks" / "results" / "bench_3b_i2v_48.json").read_text())
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    other = copy.deepcopy(RESULT)
+    other["replay"][0]["kl"] = {"mean": -6e-10, "low": -1e-9, "high": 4e-11}
+    assert "| window 2 | 0.0000 (0.0000 to 0.0000) |" in render(other, "evaluate.json")
+
+
+def test_losses_are_told_by_whole_intervals():
+    page = render(RESULT, "evaluate.json")
+    assert "In no clip made freely, as far as intervals tell." in page
+    assert "Nowhere, as far as intervals tell." in page
+    other = copy.deepcopy(RESULT)
+    versus = other["running"][0]["versus"]
+    common = {"against": "full", "metric": "identity", "p": 0.01}
+    versus.append({"row": "packcache 2", "mean": -0.2, "low": -0.3, "high": -0.1, **common})
+    versus.append({"row": "window 2", "mean": 0.2, "low": 0.1, "high": 0.3, **common})
+    versus.append({"row": "window 2", "mean": 0.2, "low": -0.1, "high": 0.3, **common})
+    page = render(other, "evaluate.json")
+    lost, failed = page.split("## Where the full cache itself fails")
+    assert "49 frames: packcache 2 beside full, identity: -20.0 points (-30.0 to -10.0; " in lost
+    told = "- 49 frames: window 2 beside full, identity: +20.0 points (+10.0 to +30.0; "
+    assert failed.count(told) == 1
 
 
 def test_settings_that_were_moved_stand_beside_the_base():

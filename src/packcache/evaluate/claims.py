@@ -12,7 +12,7 @@ from typing import Any
 
 from packcache.markdown import table
 
-__all__ = ["ABLATIONS", "CLAIMS", "Claim", "claims_table", "judged"]
+__all__ = ["ABLATIONS", "CLAIMS", "Claim", "claims_table", "judged", "losses_section"]
 
 NOT_RUN = "*not run*"
 
@@ -107,6 +107,31 @@ def claims_table(claims: Sequence[Claim], result: Mapping[str, Any], tag: str) -
         found = claim.find(result)
         rows.append([claim.text, _difference(found), claim.verdict(found)])
     return table((f"claim of the paper, here ({tag})", "difference (95 %)", "verdict"), rows)
+
+
+#: What the paper's method is called in the protocol's rows, and the role of what it stands beside.
+OURS, REFERENCE = "packcache 2", "reference"
+
+
+def losses_section(result: Mapping[str, Any], tag: str) -> str:
+    """Where PackCache loses, and where the full cache itself is no measure: told by whole intervals
+    of identity (digit and colour) in clips made freely."""
+    roles = {label: row["role"] for label, row in result["workload"]["rows"].items()}
+    lost, failed = [], []
+    for plan in sorted(result["running"], key=lambda plan: plan["frames"]):
+        for one in (one for one in plan["versus"] if one["metric"] == "identity"):
+            mean, low, high = (f"{100 * one[name]:+.1f}" for name in ("mean", "low", "high"))
+            line = f"- {plan['frames']} frames: {one['row']} beside {one['against']}, identity: "
+            line += f"{mean} points ({low} to {high}; {tag})"
+            if one["row"] == OURS and one["high"] < 0:
+                lost.append(line)
+            if roles[one["against"]] == REFERENCE and one["low"] > 0:
+                failed.append(line)
+    told = (
+        ("Where PackCache loses", lost, "In no clip made freely, as far as intervals tell."),
+        ("Where the full cache itself fails", failed, "Nowhere, as far as intervals tell."),
+    )
+    return "\n".join(f"## {head}\n\n" + "\n".join(own or [no]) + "\n" for head, own, no in told)
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:

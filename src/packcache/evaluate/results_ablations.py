@@ -40,7 +40,8 @@ def _rows(result: Mapping[str, Any], base: str, tag: str) -> str:
         (one["metric"], one["row"]): one for one in result["versus"] if one["against"] == base
     }
     rows = []
-    for label, row in result["workload"]["rows"].items():
+    asked = result["workload"]["rows"].items()
+    for label, row in [(label, row) for label, row in asked if row["role"] != "reference"]:
         cells = [label, f"`{row['policy']}`"]
         for name, digits in (("replay_kl", 3), ("recall", 1)):
             mean, other = own.get((name, label)), beside.get((name, label))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from packcache.errors import InputError
-from packcache.evaluate.claims import CLAIMS, claims_table
+from packcache.evaluate.claims import CLAIMS, claims_table, losses_section
 from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_report import COLUMNS, power_lines, row_cells
 from packcache.evaluate.results_ablations import ablations_section, by_frame
@@ -26,7 +26,7 @@ TAG = "*embedded model*"
 _INTRO = """\
 # Results
 
-Made by `packcache evaluate page docs/results.md` from `{name}`; do not edit. All rows share
+Made by `packcache evaluate page` from `{name}`; do not edit. All rows share
 prompts and draws; differences are paired by prompt, with 95 % bootstrap intervals. What is asked,
 and what counts as no worse, was fixed in `benchmarks/protocol.toml` (hash `{hash}`) before the
 first result. All of it is of one small model ({tag}); another one has to be asked itself.{cut}
@@ -65,7 +65,7 @@ def render(
     left = ", ".join(f"{part} {count} clips" for part, count in result["missing"].items())
     cut += _LEFT.format(left=left) if left else ""
     parts = [_INTRO.format(name=name, hash=work["protocol"], tag=TAG, cut=cut), _place(result)]
-    parts += [_power(result), _claims(result), _primaries(result)]
+    parts += [_power(result), _claims(result), losses_section(result, TAG), _primaries(result)]
     parts += [_running(plan) for plan in _plans(result)]
     parts += [_replay(result), _memory(result), cost_section(benchmarks)]
     if ablations is not None:
@@ -126,9 +126,10 @@ def _replay(result: Mapping[str, Any]) -> str:
     for row in result["replay"]:
         kl, same = row["kl"], row["agreement"]
         true = row["nll_true"] and row["nll_true"]["more_than_full"]
+        mean, low, high = (_nats(kl[name]) for name in ("mean", "low", "high"))
         rows.append(
             [
-                row["row"], f"{kl['mean']:.4f} ({kl['low']:.4f} to {kl['high']:.4f})",
+                row["row"], f"{mean} ({low} to {high})",
                 f"{100 * same['mean']:.1f} %", f"{100 * row['lost']['mean']:.1f} %",
                 f"{row['nll']['mean']:.3f}",
                 f"{row['nll_full']['mean']:.3f}", f"{true['mean']:+.4f}" if true else "-",
@@ -144,6 +145,11 @@ def _replay(result: Mapping[str, Any]) -> str:
         "true clips, more than full",
     )
     return "## Replay\n\n" + table(head, rows) + "\n" if rows else ""
+
+
+def _nats(value: float) -> str:
+    """Four decimals; what rounds to nothing has no sign."""
+    return f"{round(value, 4) + 0.0:.4f}"
 
 
 def _memory(result: Mapping[str, Any]) -> str:

@@ -1,0 +1,152 @@
+"""The stored eight-prompt tables come out again: tokens equal, metrics within 1e-6.
+
+`make reproduce QUICK=1` made what is under benchmarks/results/quick. Here the tables are made again
+from its clips, and some of its clips are made again from half of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import packcache as pc
+from packcache.evaluate.clips import Clips
+from packcache.evaluate.evaluation import LEDGER, Evaluation
+from packcache.evaluate.ledger import Ledger
+from packcache.evaluate.protocol import read_protocol
+from packcache.evaluate.results_page import read_evaluation, render
+from tests.tools import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+STORED = {
+    "quick": ROOT / "benchmarks" / "protocol.toml",
+    "quick_ablations": ROOT / "benchmarks" / "ablations.toml",
+}
+WITHIN = 1e-6
+
+
+def differences(own: Any, stored: Any, where: str = "") -> list[str]:
+    """Where two plain values differ, numbers by more than WITHIN."""
+    if isinstance(own, dict) and isinstance(stored, dict):
+        if own.keys() != stored.keys():
+            return [f"{where}: {sorted(own.keys() ^ stored.keys())}"]
+        return [d for name in own for d in differences(own[name], stored[name], f"{where}/{name}")]
+    if isinstance(own, list) and isinstance(stored, list):
+        if len(own) != len(stored):
+            return [f"{where}: {len(own)} and {len(stored)} entries"]
+        pairs = enumerate(zip(own, stored, strict=True))
+        return [d for n, (a, b) in pairs for d in differences(a, b, f"{where}/{n}")]
+    if isinstance(own, float) and isinstance(stored, (float, int)):
+        same = math.isclose(own, stored, rel_tol=WITHIN, abs_tol=WITHIN)
+        return (
+            [] if same or (math.isnan(own) and math.isnan(stored)) else [f"{where}: {own} {stored}"]
+        )
+    return [] if own == stored else [f"{where}: {own!r} {stored!r}"]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return pc.load("digits")
+
+
+@pytest.fixture(scope="module", params=STORED)
+def asked(request, pipeline, tmp_path_factory) -> tuple[Evaluation, dict[str, Any]]:
+    """An evaluation that knows the stored clips, and what is stored of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    shutil.copy(RESULTS / request.param / LEDGER, folder / LEDGER)
+    protocol = read_protocol(STORED[request.param]).cut(8)
+    stored = read_evaluation(RESULTS / request.param / "evaluate.json")
+    return Evaluation(pipeline, protocol, folder), stored
+
+
+def test_a_difference_is_found():
+    assert differences({"a": [1.0, 2]}, {"a": [1.0 + 1e-9, 2]}) == []
+    assert differences({"a": [1.0, 2]}, {"a": [1.0 + 1e-5, 2]}) == ["/a/0: 1.0 1.00001"]
+    assert differences({"a": 1}, {"b": 1}) == [": ['a', 'b']"]
+    assert differences([1], [1, 2]) and differences("x", "y") and differences(None, 1.0)
+    assert not differences(math.nan, math.nan)
+
+
+def test_the_tables_follow_from_the_clips(asked):
+    evaluation, stored = asked
+    found = json.loads(json.dumps(evaluation.result()))
+    for one in (found, stored):
+        one.pop("environment", None)
+    assert differences(found, stored) == []
+
+
+def test_the_page_follows_from_the_tables():
+    results = {name: read_evaluation(RESULTS / name / "evaluate.json") for name in STORED}
+    page = render(results["quick"], "evaluate.json", ablations=results["quick_ablations"])
+    assert page == (RESULTS / "quick" / "results.md").read_text()
+
+
+@pytest.mark.parametrize("label", ["full", "packcache 2", "window 2"])
+@pytest.mark.parametrize("number", [0, 4], ids=["text", "image"])
+def test_a_clip_comes_out_again_to_the_token(pipeline, label, number):
+    """Its last two latent frames are decided anew behind the stored ones."""
+    protocol = read_protocol(STORED["quick"]).cut(8)
+    stored, row, latents = ledger("quick"), protocol.rows[label], 7
+    whole = Clips(pipeline, protocol, stored).stored(row, number, 0)
+    assert whole is not None
+    known = Ledger(None, {})
+    known.add((label, "clip", number, 0), whole.cut(latents - 2).to_json())
+    (again,) = Clips(pipeline, protocol, known).get(row, [number], seed=0, latents=latents)
+    assert torch.equal(again.codes, whole.cut(latents).codes)
+    assert again.held == whole.cut(latents).held
+
+
+def test_metrics_of_clips_come_out_again(pipeline):
+    """Judged anew from stored tokens: what is true in them, video metrics, distance from full."""
+    protocol = read_protocol(STORED["quick"]).cut(8)
+    stored = ledger("quick")
+    known = Ledger(None, {})
+    for key, values in stored.found.items():
+        if key[1] == "clip":
+            known.add(key, values)
+    (running,) = [one for one in Evaluation(pipeline, protocol).runnings if one.plan.frames == 25]
+    running.known = running.clips.known = known
+    for label in ("full", "packcache 2"):
+        for number in (0, 4):
+            running._make(protocol.rows[label], [number], 0)
+            key = (label, running.part, number, 0)
+            assert differences(known.found[key], stored.found[key]) == []
+
+
+def test_answers_of_the_replay_come_out_again(pipeline):
+    """One text clip and one with an image, one row, all of their latent frames."""
+    protocol = read_protocol(STORED["quick"]).cut(8)
+    stored = ledger("quick")
+    evaluation = Evaluation(pipeline, protocol)
+    replay = evaluation.replay
+    replay.rows = [protocol.rows["packcache 2"]]
+    for key, values in stored.found.items():
+        if key[1] == "clip":
+            replay.known.add(key, values)
+    replay._recorded([0])
+    key = ("packcache 2", "replay", 0)
+    assert differences(replay.known.found[key], stored.found[key]) == []
+
+
+def ledger(name: str) -> Ledger:
+    """The stored clips, not to be written to."""
+    lines = (RESULTS / name / LEDGER).read_text().splitlines()
+    found = Ledger(None, {})
+    for line in map(json.loads, lines[1:]):
+        found.add(tuple(line["key"]), line["values"])
+    return found
+
+
+def test_the_stored_tables_are_whole():
+    for name in STORED:
+        stored = read_evaluation(RESULTS / name / "evaluate.json")
+        assert stored["workload"]["quick"] == 8
+        left = set(stored["missing"]) - ({"run 49", "run 97"} if "ablations" in name else set())
+        assert not left
+        assert Path(RESULTS / name / LEDGER).stat().st_size < 4_000_000
