@@ -103,15 +103,15 @@ def page(
 ) -> None:
     """The tables of a stored evaluation, and what they say of the paper's claims, as Markdown."""
     from packcache import files
+    from packcache.bench.paper import cost_section, read_benchmark
     from packcache.evaluate import results_page
-    from packcache.evaluate.results_cost import read_benchmark
 
     files.check_folder(path.parent)
     text = results_page.render(
         results_page.read_evaluation(result),
         result.name,
         ablations=None if ablations is None else results_page.read_evaluation(ablations),
-        benchmarks=[read_benchmark(one) for one in bench or ()],
+        cost=cost_section([read_benchmark(one) for one in bench or ()]),
     )
     files.write_text(path, text)
 

@@ -9,10 +9,10 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from packcache.bench.paper import cost_section, read_benchmark
 from packcache.cli import app
 from packcache.errors import InputError, InputFileError
 from packcache.evaluate.claims import ABLATIONS, CLAIMS, Claim
-from packcache.evaluate.results_cost import read_benchmark
 from packcache.evaluate.results_page import read_evaluation, render
 from tests.test_docs import NUMBER, TAGS, blocks
 from tests.tools import ROOT
@@ -139,6 +139,7 @@ ABLATED = {
     ],
 }  # fmt: skip
 BENCH = json.loads((ROOT / "benchmarks" / "results" / "bench_3b_i2v_48.json").read_text())
+COST = cost_section([BENCH])
 
 
 def test_what_rounds_to_nothing_has_no_sign():
@@ -180,8 +181,12 @@ def test_settings_that_were_moved_stand_beside_the_base():
 
 
 def test_speed_is_told_from_stored_benchmarks_beside_the_papers():
-    page = render(RESULT, "evaluate.json", benchmarks=[BENCH])
-    (row,) = [line for line in page.splitlines() if "48 frames, cpu, composed | packcache" in line]
+    page = render(RESULT, "evaluate.json", cost=cost_section([BENCH]))
+    (row,) = [
+        line
+        for line in page.splitlines()
+        if "48 frames, cpu, composed, *random weights* | packcache" in line
+    ]
     found = next(
         one for one in BENCH["results"] if (one["policy"], one["preset"]) == ("packcache", "exact")
     )
@@ -191,7 +196,7 @@ def test_speed_is_told_from_stored_benchmarks_beside_the_papers():
     other = copy.deepcopy(BENCH)
     for one in other["results"]:
         one["speedup_total_interval"], one["speedup_last_interval"] = [1.0, 1.7], [2.0, 3.0]
-    page = render(RESULT, "evaluate.json", benchmarks=[other])
+    page = render(RESULT, "evaluate.json", cost=cost_section([other]))
     assert "TOTAL does not hold here, LAST cannot be told" in page
 
 
@@ -203,7 +208,9 @@ def test_the_command_takes_all_three(tmp_path):
     call += ["--ablations", str(tmp_path / "b.json"), "--bench", str(tmp_path / "c.json")]
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output
-    assert page.read_text() == render(RESULT, "a.json", ablations=ABLATED, benchmarks=[BENCH])
+    assert page.read_text() == render(
+        RESULT, "a.json", ablations=ABLATED, cost=cost_section([BENCH])
+    )
 
 
 def test_what_is_no_benchmark_is_refused(tmp_path):
@@ -214,7 +221,9 @@ def test_what_is_no_benchmark_is_refused(tmp_path):
 
 
 def test_every_number_has_its_tag():
-    for block in blocks(render(RESULT, "evaluate.json", ablations=ABLATED, benchmarks=[BENCH])):
+    for block in blocks(
+        render(RESULT, "evaluate.json", ablations=ABLATED, cost=cost_section([BENCH]))
+    ):
         if NUMBER.search(re.sub(r"`[^`]*`", "", block)):
             assert any(f"*{tag}*" in block for tag in TAGS), block
 

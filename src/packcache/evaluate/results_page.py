@@ -1,12 +1,12 @@
 """docs/results.md, made from a stored evaluation: `packcache evaluate page docs/results.md`.
 
 Numbers are rounded and nowhere typed; the paper's claims are judged by the intervals that were
-found. Beside the evaluation: that of its ablations, and stored benchmarks for the paper's Table 2.
+found. Beside the evaluation: that of its ablations, and the paper's Table 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from packcache.evaluate.claims import CLAIMS, claims_table, losses_section
 from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_report import COLUMNS, power_lines, row_cells
 from packcache.evaluate.results_ablations import ablations_section, by_frame
-from packcache.evaluate.results_cost import cost_section
 from packcache.lumos.config import read_json
 from packcache.markdown import table
 
@@ -57,9 +56,10 @@ def render(
     name: str,
     *,
     ablations: Mapping[str, Any] | None = None,
-    benchmarks: Sequence[Mapping[str, Any]] = (),
+    cost: str = "",
 ) -> str:
-    """The whole page as Markdown: an evaluation, the one of its ablations, stored benchmarks."""
+    """The whole page as Markdown: an evaluation, the one of its ablations, and what a benchmark
+    says of the cost (`bench.paper`)."""
     work = result["workload"]
     cut = _CUT.format(quick=work["quick"]) if work["exploratory"] else ""
     left = ", ".join(f"{part} {count} clips" for part, count in result["missing"].items())
@@ -67,7 +67,7 @@ def render(
     parts = [_INTRO.format(name=name, hash=work["protocol"], tag=TAG, cut=cut), _place(result)]
     parts += [_power(result), _claims(result), losses_section(result, TAG), _primaries(result)]
     parts += [_running(plan) for plan in _plans(result)]
-    parts += [_replay(result), _memory(result), cost_section(benchmarks)]
+    parts += [_replay(result), _memory(result), cost]
     if ablations is not None:
         parts.append(ablations_section(ablations, TAG))
         parts += [_running(plan, of=" (settings moved)") for plan in _plans(ablations)]
