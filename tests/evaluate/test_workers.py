@@ -19,7 +19,7 @@ from packcache.cli import app
 from packcache.errors import GenerationError, InvalidSetting, OutputError
 from packcache.evaluate import truth, workers
 from packcache.evaluate.clips import Share, batches, place_of
-from packcache.evaluate.evaluation import Evaluation
+from packcache.evaluate.evaluation import Evaluation, part_of
 from packcache.evaluate.protocol import (
     ClipsPlan,
     MemoryPlan,
@@ -42,9 +42,9 @@ ROWS = (
 def protocol() -> Protocol:
     return Protocol(
         clips=ClipsPlan(),
-        replay=ReplayPlan(prompts=6, frames=9, known=(0.0,), true_prompts=5),
-        running=(RunningPlan(frames=13, prompts=6, prompts_of={"window": 5}),),
-        memory=MemoryPlan(clips=18, gaps=(1,)),
+        replay=ReplayPlan(prompts=5, frames=9, known=(0.0,), true_prompts=1),
+        running=(RunningPlan(frames=9, prompts=5, prompts_of={"window": 1}),),
+        memory=MemoryPlan(clips=2, gaps=(1, 2)),
         rows={row.label: row for row in ROWS},
         primaries=(Primary(name="replay_kl", part="replay", better="less", no_worse=0.02),),
         exclusions=("none",),
@@ -126,7 +126,7 @@ def small(tmp_path):
     kept = [row for row in rows[:-1] if '"full"\npolicy' in row or '"window 1"' in row]
     tail = rows[-1][rows[-1].index("\n# At most four") :]
     start = head[: head.index("# Clips made with each row's own cache")]
-    memory = "running = []\n\n[memory]\nclips = 17\ngaps = [1]\n\n"
+    memory = "running = []\n\n[memory]\nclips = 2\ngaps = [1, 2]\n\n"
     schema, rest = start.split("\n[clips]", 1)
     running, gaps = memory.split("\n", 1)
     path = tmp_path / "small.toml"
@@ -136,6 +136,13 @@ def small(tmp_path):
         + tail
     )
     return path
+
+
+def test_progress_is_of_the_parts_that_are_asked(pipeline, tmp_path):
+    missing = Evaluation(pipeline, protocol(), tmp_path).missing
+    assert {name: part_of(name) for name in missing} == {
+        "replay": "replay", "memory": "memory", "run 9": "running",
+    }  # fmt: skip
 
 
 def test_two_processes_by_command(tmp_path):

@@ -36,7 +36,7 @@ from packcache.lumos.pipeline import Pipeline
 from packcache.lumos.vocab import latent_frames
 from packcache.lumos.weights import fingerprint
 
-__all__ = ["LEDGER", "PARTS", "SCHEMA", "Evaluation"]
+__all__ = ["LEDGER", "PARTS", "SCHEMA", "Evaluation", "part_of"]
 
 SCHEMA = "packcache.evaluate/1"
 
@@ -482,6 +482,11 @@ class Evaluation:
             prompts=np.nonzero(whole)[0].tolist(),
         ).to_json()
         return {name: value for name, value in found.items() if name != "curve"}
+
+
+def part_of(name: str) -> Part:
+    """The part that what is missing belongs to, as `Evaluation.missing` names it."""
+    return "memory" if name == "memory" else "replay" if name == "replay" else "running"
 
 
 def _rule(row: Row) -> tuple[str, str]:

@@ -23,7 +23,7 @@ import torch
 from packcache import files
 from packcache.errors import GenerationError, InvalidSetting, OutputError, PackCacheError
 from packcache.evaluate.clips import Share
-from packcache.evaluate.evaluation import LEDGER, Evaluation
+from packcache.evaluate.evaluation import LEDGER, Evaluation, part_of
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.protocol import Part, Protocol
 from packcache.models import load
@@ -82,7 +82,8 @@ def _run_shared(
     workers: int,
     on_step: Callable[[int, int], None] | None,
 ) -> None:
-    total = sum(evaluation.missing.values())
+    missing = evaluation.missing.items()
+    total = sum(count for part, count in missing if part_of(part) in job.parts)
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
     shares = [Share(number=number, of=workers) for number in range(workers)]
