@@ -13,6 +13,8 @@ from packcache.bench.paper import cost_section, read_benchmark
 from packcache.cli import app
 from packcache.errors import InputError, InputFileError
 from packcache.evaluate.claims import ABLATIONS, CLAIMS, Claim
+from packcache.evaluate.evaluation import is_compared
+from packcache.evaluate.protocol import read_protocol
 from packcache.evaluate.results_page import read_evaluation, render
 from tests.test_docs import NUMBER, TAGS, blocks
 from tests.tools import ROOT
@@ -24,7 +26,7 @@ ROW = {
     "clip": {"flow_motion_top5_dis": SUMMARY, "direction": SUMMARY, "held": SUMMARY},
 }
 RESULT = {
-    "schema": "packcache.evaluate/1",
+    "schema": "packcache.evaluate/2",
     "missing": {"run 49": 3},
     "environment": {
         "processor": "a", "cores": 2, "device": "cpu", "torch": "2", "python": "3",
@@ -150,8 +152,8 @@ def test_what_rounds_to_nothing_has_no_sign():
 
 def test_losses_are_told_by_whole_intervals():
     page = render(RESULT, "evaluate.json")
-    assert "In no clip made freely, as far as intervals tell." in page
-    assert "Nowhere, as far as intervals tell." in page
+    assert "No interval of identity and no verdict says so." in page
+    assert "No interval of identity says so." in page
     other = copy.deepcopy(RESULT)
     versus = other["running"][0]["versus"]
     common = {"against": "full", "metric": "identity", "p": 0.01}
@@ -163,6 +165,23 @@ def test_losses_are_told_by_whole_intervals():
     assert "49 frames: packcache 2 beside full, identity: -20.0 points (-30.0 to -10.0; " in lost
     told = "- 49 frames: window 2 beside full, identity: +20.0 points (+10.0 to +30.0; "
     assert failed.count(told) == 1
+    other["primaries"][0]["row"] = "packcache 2"
+    assert "- recall: worse than full (*embedded model*)" in render(other, "evaluate.json")
+
+
+@pytest.mark.parametrize(
+    "claims, protocol", [(CLAIMS, "protocol.toml"), (ABLATIONS, "ablations.toml")]
+)
+def test_every_claim_is_about_rows_that_are_told_beside_each_other(claims, protocol):
+    asked = read_protocol(ROOT / "benchmarks" / protocol)
+    for claim in claims:
+        row, against = asked.rows[claim.row], asked.rows[claim.against]
+        if claim.frames is None:
+            assert against.role == "baseline", claim.text
+            continue
+        (plan,) = [plan for plan in asked.running if plan.frames == claim.frames]
+        assert plan.count(row.label) and plan.count(against.label), claim.text
+        assert is_compared(row, against), claim.text
 
 
 def test_settings_that_were_moved_stand_beside_the_base():

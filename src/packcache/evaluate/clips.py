@@ -125,8 +125,9 @@ class Clips:
                 policy=row.make(),
                 **settings_of(row, chosen, seed),
             )
-            known = self._known(row, numbers, seed, latents, run)
-            run.made = known[:, int(chosen[0].with_image) :] if known is not None else None
+            if run.policy.asks != "expected":  # which counts the queries of all steps
+                known = self._known(row, numbers, seed, latents, run)
+                run.made = None if known is None else known[:, int(chosen[0].with_image) :]
             results = list(run)
         codes = torch.stack([result.codes for result in results], dim=1)
         held = tuple(sum(result.kept.values()) for result in results)

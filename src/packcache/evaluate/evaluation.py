@@ -2,7 +2,7 @@
 
     asked = Evaluation(load("digits"), read_protocol(path), folder)
     asked.run()                      # goes on where it was stopped
-    result = asked.result()          # packcache.evaluate/1, plain values
+    result = asked.result()          # packcache.evaluate/2, plain values
 
 A result that is asked for earlier tells what there is, and says what is missing.
 """
@@ -36,9 +36,9 @@ from packcache.lumos.pipeline import Pipeline
 from packcache.lumos.vocab import latent_frames
 from packcache.lumos.weights import fingerprint
 
-__all__ = ["LEDGER", "PARTS", "SCHEMA", "Evaluation", "part_of"]
+__all__ = ["LEDGER", "PARTS", "SCHEMA", "Evaluation", "is_compared", "part_of"]
 
-SCHEMA = "packcache.evaluate/1"
+SCHEMA = "packcache.evaluate/2"
 
 #: Where what was found lies in a folder.
 LEDGER = "clips.jsonl"
@@ -272,10 +272,18 @@ class Evaluation:
             for label in rows
             if label != base.label and base.label in rows
         ]
+
+        def values(name: str, label: str, other: str) -> Values:
+            if name != "replay_kl":
+                return paired[name][label]
+            rows = self.protocol.rows  # over the same latent frames, whoever gives up sooner
+            own = self._replay_kl(rows[label], rows[other])
+            return paired[name][label] if own is None else own
+
         return [
             {"row": label, "against": base, "metric": name, **told}
             for name, label, base in pairs
-            if (told := _difference(paired[name][label], paired[name][base]))
+            if (told := _difference(values(name, label, base), values(name, base, label)))
         ]
 
     def _recall(self, row: Row) -> Values | None:
@@ -286,7 +294,8 @@ class Evaluation:
         count = told.sum(axis=0)
         return np.where(count > 0, 100 * (right * told).sum(axis=0) / np.maximum(count, 1), np.nan)
 
-    def _replay_kl(self, row: Row) -> Values | None:
+    def _replay_kl(self, row: Row, beside: Row | None = None) -> Values | None:
+        """Mean over the frames since a token was given up by the row, or by the one beside it."""
         if row is self.protocol.reference:  # nothing diverges from itself
             return np.zeros(self.protocol.replay.prompts)
         if row.other_draws or not self._asked(row, "replay"):
@@ -295,7 +304,12 @@ class Evaluation:
         latents = self._latents(self.protocol.replay.frames)
         means = np.full(len(kl), np.nan)
         for number, case in enumerate(self.replay.cases):
-            first = self._first_missed(row, self.protocol.replay.frames, case.with_image) or 0
+            firsts = [
+                self._first_missed(one, self.protocol.replay.frames, case.with_image)
+                for one in (row, beside)
+                if one is not None
+            ]
+            first = min((one for one in firsts if one is not None), default=0)
             means[number] = known_mean(kl[number, kl.shape[1] - (latents - first) :])
         return means
 
@@ -324,6 +338,8 @@ class Evaluation:
         return main.values(row.label, "flow_motion_top5_dis").mean(axis=1)
 
     def _asked(self, row: Row, part: str) -> bool:
+        if part == "replay":
+            return self.replay.knows(row.label)
         return any(key[:2] == (row.label, part) for key in self.known.found)
 
     def _gates(self) -> dict[str, str]:
@@ -340,7 +356,9 @@ class Evaluation:
                 known_mean(main.values(label, "identity")[self._with_image(main)].ravel())
                 for label in (full.label, BESIDE[1])
             )
-            if own <= still:
+            if np.isnan(still):
+                gates["identity_drift"] = "the clip that stands still was not made: go on"
+            elif own <= still:
                 gates["identity_drift"] = (
                     f"a clip that stands still keeps as much: {100 * still:.0f} % of frames right, "
                     f"the full cache {100 * own:.0f} %"
@@ -435,12 +453,12 @@ class Evaluation:
     def _versus(self, running: Running) -> list[dict[str, Any]]:
         """Every row against the reference and against baselines: mean difference, paired."""
         asked = [row for row in self.protocol.rows.values() if self._asked(row, running.part)]
-        pairs = [(row, other) for other in asked for row in asked if _compared(row, other)]
+        pairs = [(row, other) for other in asked for row in asked if is_compared(row, other)]
         return [
             {"row": row.label, "against": other.label, "metric": name, **told}
             for row, other in pairs
             for name in VERSUS
-            if (told := _difference(*(_told(running, one.label, name) for one in (row, other))))
+            if (told := _difference(*_told(running, row.label, other.label, name)))
         ]
 
     def _running_row(self, running: Running, label: str) -> dict[str, Any]:
@@ -494,19 +512,24 @@ def _rule(row: Row) -> tuple[str, str]:
     return row.positions, row.rebase
 
 
-def _compared(row: Row, other: Row) -> bool:
-    """Is a row told beside another? Beside the reference and baselines, and beside a control that
-    is the same policy run otherwise."""
+def is_compared(row: Row, other: Row) -> bool:
+    """Is a row told beside another? Beside the reference, baselines and policies, and beside a
+    control that is the same policy run otherwise."""
     if row is other or row.role == "reference":
         return False
     same = row.role == "policy" and other.role == "control" and row.policy == other.policy
-    return same or other.role in ("reference", "baseline")
+    return same or other.role in ("reference", "baseline", "policy")
 
 
-def _told(running: Running, label: str, name: str) -> Values:
-    """What a row's clips come to, a prompt: seeds are averaged, and the frames of a series."""
-    values = _by_prompt(running.values(label, name))
-    return known_mean(values) if name in SERIES else values
+def _told(running: Running, row: str, other: str, name: str) -> tuple[Values, Values]:
+    """What the clips of two rows come to, a prompt: seeds are averaged, and of a series the latent
+    frames in which both say something."""
+    own, theirs = (_by_prompt(running.values(label, name)) for label in (row, other))
+    if name not in SERIES:
+        return own, theirs
+    both = ~(np.isnan(own) | np.isnan(theirs))
+    first, second = (known_mean(np.where(both, values, np.nan)) for values in (own, theirs))
+    return first, second
 
 
 def _difference(own: Values, theirs: Values) -> dict[str, float] | None:

@@ -242,16 +242,22 @@ class Replay:
     def values(self, label: str) -> dict[str, Values]:
         """By metric, `[clips, generated latent frames]` of clips with an image and without; NaN
         where a clip has no such frame, which is the first one of those that are given it."""
-        latents = max(len(v["kl"]) for v in self._found(label, "replay").values())
+        latents = max(len(v["kl"]) for v in self._found(label).values())
         found = {name: np.full((self.plan.prompts, latents), np.nan) for name in METRICS}
-        for number, own in self._found(label, "replay").items():
+        for number, own in self._found(label).items():
             for name in METRICS:
                 found[name][number, latents - len(own[name]) :] = own[name]
         return found
 
-    def _found(self, label: str, part: str) -> dict[int, Mapping[str, Any]]:
-        keys = {number: (label, part, number) for number in range(self.plan.prompts)}
-        return {n: self.known.found[key] for n, key in keys.items() if key in self.known.found}
+    def knows(self, label: str) -> bool:
+        """Was a row asked along any clip?"""
+        return bool(self._found(label))
+
+    def _found(self, label: str) -> dict[int, Mapping[str, Any]]:
+        """By clip; what was told before a metric was there is asked again, and does not count."""
+        keys = {number: (label, "replay", number) for number in range(self.plan.prompts)}
+        asked = {n: key for n, key in keys.items() if self.known.has(key, set(METRICS))}
+        return {n: self.known.found[key] for n, key in asked.items()}
 
 
 # --- numbers from answers ------------------------------------------------------------------------

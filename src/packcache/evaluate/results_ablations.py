@@ -26,16 +26,24 @@ def ablations_section(result: Mapping[str, Any], tag: str) -> str:
     intro = (
         f"## One setting moved\n\nBeside `{base}`, paired by prompt: {work['replay']['prompts']} "
         f"prompts of the replay, {work['memory']['clips']} memory clips a gap "
-        f"(`benchmarks/ablations.toml`, hash `{work['protocol']}`). Exploratory: no correction for "
-        "many looks.\n"
+        f"(`benchmarks/ablations.toml`, hash `{work['protocol']}`). Budgets are latent frames, two "
+        "where a row does not say otherwise. KL is over all latent frames; differences of KL are "
+        "over those since either row gave up a token. Exploratory: no correction for many "
+        f"looks.{_left(result)}\n"
     )
     return "\n".join(
         (intro, _rows(result, base, tag), "", claims_table(ABLATIONS, result, tag), "")
     )
 
 
+def _left(result: Mapping[str, Any]) -> str:
+    left = ", ".join(f"{part} {count} clips" for part, count in result["missing"].items())
+    return f" **Not complete**: missing are {left}." if left else ""
+
+
 def _rows(result: Mapping[str, Any], base: str, tag: str) -> str:
     own = {(one["primary"], one["row"]): one["mean"] for one in result["primaries"]}
+    own |= {("replay_kl", one["row"]): one["kl"]["mean"] for one in result["replay"]}
     beside = {
         (one["metric"], one["row"]): one for one in result["versus"] if one["against"] == base
     }
@@ -59,7 +67,8 @@ def _interval(found: Mapping[str, Any], digits: int) -> str:
 
 
 def by_frame(plan: Mapping[str, Any], tag: str) -> str:
-    """Jitter and warp error of a plan's rows along the clip, means of a few latent frames."""
+    """Jitter (of digits that are found) and warp error of a plan's rows along the clip, means of a
+    few latent frames; none where one of them has no value."""
     starts = range(1, plan["latents"], TOGETHER)
     rows = []
     for name, unit, digits in CURVES:
@@ -67,8 +76,9 @@ def by_frame(plan: Mapping[str, Any], tag: str) -> str:
             curve = (row["curves"].get(name) or {}).get("mean")
             if curve:
                 values = np.array(curve, dtype=np.float64)
-                cells = [f"{np.nanmean(values[s : s + TOGETHER]):.{digits}f}" for s in starts]
+                spans = [values[s : s + TOGETHER] for s in starts]
+                cells = ["-" if np.isnan(v).any() else f"{v.mean():.{digits}f}" for v in spans]
                 rows.append([row["row"], f"{name.replace('_', ' ')} {unit}".strip(), *cells])
-    spans = [f"{s} to {min(s + TOGETHER, plan['latents']) - 1}" for s in starts]
-    head = (f"along {plan['frames']} frames ({tag})", "latent frames", *spans)
+    heads = [f"{s} to {min(s + TOGETHER, plan['latents']) - 1}" for s in starts]
+    head = (f"along {plan['frames']} frames ({tag})", "latent frames", *heads)
     return table(head, rows) if rows else ""

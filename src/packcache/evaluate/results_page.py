@@ -90,7 +90,11 @@ def _place(result: Mapping[str, Any]) -> str:
 
 def _power(result: Mapping[str, Any]) -> str:
     body = "\n".join(f"- {line} ({TAG})" for line in power_lines(result))
-    return "## Can this suite tell?\n\nControls that have to fail:\n\n" + body + "\n"
+    return (
+        "## Can this suite tell?\n\nControls that have to fail. They hold as many tokens as the "
+        "packed rows: that they are told from the full cache includes what the budget costs, and "
+        f"the claims say whether a control is told from the same policy.\n\n{body}\n"
+    )
 
 
 def _claims(result: Mapping[str, Any]) -> str:

@@ -86,7 +86,8 @@ class Running:
                     if self.on_step:
                         self.on_step(self.done, self.total)
         for number, case in enumerate(self.cases):
-            if self.share.takes(number) and not self._knows(BESIDE[0], number, 0):
+            made = all(self._knows(label, number, 0) for label in BESIDE)
+            if self.share.takes(number) and not made:
                 self._beside(case, number)
 
     @property
@@ -103,7 +104,7 @@ class Running:
         return label, self.part, number, seed
 
     def _knows(self, label: str, number: int, seed: int) -> bool:
-        return self.known.has(self._key(label, number, seed), {"identity"})
+        return self.known.has(self._key(label, number, seed), {"identity", "jitter"})
 
     # --- making -------------------------------------------------------------------------------
 
