@@ -1,4 +1,4 @@
-"""An evaluation by several processes, one core each: small models gain nothing from more threads.
+"""An evaluation by several processes, one core each: a little faster than threads.
 
     run_in(folder, evaluation, Job(protocol=asked, parts=PARTS), workers=2)
 
