@@ -11,8 +11,15 @@ import filelock
 import pytest
 
 from packcache import files
-from packcache.errors import OutputError
-from packcache.files import check_folder, check_output_folder, lock, replacing, write_json
+from packcache.errors import InputFileError, OutputError
+from packcache.files import (
+    check_folder,
+    check_output_folder,
+    lock,
+    read_result,
+    replacing,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -118,3 +125,19 @@ def test_a_disk_without_locks_is_one_line(tmp_path, monkeypatch, error):
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     with pytest.raises(OutputError, match=rf"cannot lock in {tmp_path} \(no\): use another folder"):
         lock(tmp_path / "lock")
+
+
+def test_a_result_is_told_by_its_schema(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text('{"schema": "ours/1", "a": 1}')
+    assert read_result(path, "ours/1", "make one")["a"] == 1
+    for text, why in (
+        ('{"schema": "ours/0"}', "has schema 'ours/0', expected 'ours/1': make one"),
+        ("[]", "has schema None, expected 'ours/1': make one"),
+        ("{", r"is not JSON \(.*\): expected ours/1; make one"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputFileError, match=rf"result\.json {why}$"):
+            read_result(path, "ours/1", "make one")
+    with pytest.raises(InputFileError, match=r"none does not exist: expected ours/1; make one$"):
+        read_result(tmp_path / "none", "ours/1", "make one")

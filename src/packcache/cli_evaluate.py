@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,7 @@ def run(
     from packcache.evaluate import evaluation_report
     from packcache.evaluate.evaluation import Evaluation
     from packcache.evaluate.protocol import read_protocol
-    from packcache.evaluate.workers import Job, run_in
+    from packcache.evaluate.workers import Job, locked, run_in
     from packcache.models import load
 
     asked = read_protocol(protocol)
@@ -66,7 +67,7 @@ def run(
     elif workers > 1:
         raise InvalidSetting(f"workers is {workers} without a folder to write to: add --out")
     pipeline = load(asked.clips.model, device=device)
-    with progress("evaluating") as advance:
+    with progress("evaluating") as advance, locked(out) if out else nullcontext():
         found = Evaluation(
             pipeline,
             asked,
@@ -80,8 +81,8 @@ def run(
             job = Job(protocol=asked, parts=found.parts, device=device)
             run_in(out, found, job, workers=workers, on_step=advance)
         result = found.result()
-    if out is not None:
-        evaluation_report.save(result, out)
+        if out is not None:
+            evaluation_report.save(result, out)
     if as_json:
         print_json(result)
         return

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packcache.errors import OutputError
+from packcache.errors import InputFileError, OutputError
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -21,6 +21,8 @@ __all__ = [
     "check_folder",
     "check_output_folder",
     "lock",
+    "read_json",
+    "read_result",
     "replacing",
     "take_place",
     "write_json",
@@ -110,6 +112,27 @@ def write_text(path: Path, text: str) -> None:
 def write_json(value: Any, path: Path) -> None:
     """Plain data as JSON, whole or not there. Raises OutputError."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """What a JSON file holds. Raises InputFileError that says what was expected."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputFileError(f"{path} does not exist: expected {expected}") from None
+    except OSError as error:
+        raise InputFileError(f"{path} cannot be read ({error.strerror}): check it") from None
+    except (ValueError, RecursionError) as error:
+        raise InputFileError(f"{path} is not JSON ({error}): expected {expected}") from None
+
+
+def read_result(path: Path, schema: str, way_out: str) -> dict[str, Any]:
+    """A stored result of ours. Raises InputFileError, with the way out, for a file that is none."""
+    result = read_json(path, f"{schema}; {way_out}")
+    found = result.get("schema") if isinstance(result, dict) else None
+    if found != schema:
+        raise InputFileError(f"{path} has schema {found!r}, expected {schema!r}: {way_out}")
+    return result
 
 
 def lock(path: Path, timeout: float = 0) -> FileLock | None:

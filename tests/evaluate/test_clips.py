@@ -12,14 +12,8 @@ from packcache.digits.prompts import prompt
 from packcache.evaluate import clips as module
 from packcache.evaluate.clips import Clips, Made, settings_of
 from packcache.evaluate.ledger import Ledger
-from packcache.evaluate.protocol import (
-    ClipsPlan,
-    MemoryPlan,
-    Primary,
-    Protocol,
-    ReplayPlan,
-    Row,
-)
+from packcache.evaluate.protocol import ClipsPlan, Protocol, ReplayPlan, Row
+from tests.evaluate.asked import small
 
 ROWS = {
     row.label: row
@@ -30,6 +24,8 @@ ROWS = {
         Row(label="random", policy="random:budget=1,window=2", role="control"),
         Row(label="no image", policy="packcache:budget=1", role="control", drops_image=True),
         Row(label="absolute", policy="packcache:budget=1", role="control", positions="absolute"),
+        Row(label="expected", policy="packcache:budget=1,window=2,order=expected"),
+        Row(label="observed", policy="packcache:budget=1,window=2,order=observed"),
         Row(label="slide", policy="packcache:budget=1", rebase="slide"),
         Row(label="other kernel", policy="full", role="floor", kernel="math"),
         Row(label="other draws", policy="full", role="floor", other_draws=True),
@@ -47,15 +43,8 @@ def pipeline():
 
 
 def asked() -> Protocol:
-    return Protocol(
-        clips=ClipsPlan(seeds=(0, 1)),
-        replay=ReplayPlan(prompts=6, frames=13),
-        running=(),
-        memory=MemoryPlan(clips=1, gaps=(1,)),
-        rows=ROWS,
-        primaries=(Primary(name="replay_kl", part="replay", better="less"),),
-        exclusions=(),
-        hash="0",
+    return small(
+        ROWS.values(), clips=ClipsPlan(seeds=(0, 1)), replay=ReplayPlan(prompts=6, frames=13)
     )
 
 
@@ -111,6 +100,8 @@ def decided(clips, monkeypatch, row, numbers, latents, seed=0) -> int:
         ("no image", IMAGE, 4),  # nothing is alike behind a dropped image
         ("other draws", TEXT, 5),
         ("other kernel", TEXT, 5),
+        ("observed", TEXT, 3),  # goes by the last forward of a frame
+        ("expected", TEXT, 5),  # counts the queries of all steps: none is taken over
     ],
 )
 def test_no_more_is_decided_than_has_to_be(pipeline, monkeypatch, row, numbers, frames):

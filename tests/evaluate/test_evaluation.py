@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import packcache as pc
 from packcache.cli import app
 from packcache.errors import InputError, InputFileError, InvalidSetting
-from packcache.evaluate import evaluation_report, truth
+from packcache.evaluate import evaluation_report
 from packcache.evaluate.evaluation import Evaluation
 from packcache.evaluate.evaluation_plot import PANELS, draw
 from packcache.evaluate.protocol import (
@@ -25,7 +25,10 @@ from packcache.evaluate.protocol import (
     Row,
     RunningPlan,
 )
+from tests.evaluate.asked import small
 from tests.tools import ROOT
+
+pytestmark = pytest.mark.usefixtures("quick_reader")
 
 ROWS = (
     Row(label="full", policy="full", role="reference"),
@@ -43,27 +46,14 @@ PRIMARIES = (
 
 
 def protocol(**changed) -> Protocol:
-    made = Protocol(
-        clips=ClipsPlan(),
-        replay=ReplayPlan(prompts=5, frames=13, known=(0.0,), true_prompts=1),
-        running=(RunningPlan(frames=13, prompts=5),),
-        memory=MemoryPlan(clips=2, gaps=(1,)),
-        rows={row.label: row for row in ROWS},
-        primaries=PRIMARIES,
-        exclusions=("none",),
-        hash="0",
-    )
-    return replace(made, **changed)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_reader():
-    """A reader of fewer lessons: it takes a second instead of ten, and reads nearly as well."""
-    quick = truth.Reader(copies=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(truth, "reader", lambda: quick)
-        patch.setattr(truth, "_default", lambda: quick)
-        yield
+    parts = {
+        "replay": ReplayPlan(prompts=5, frames=13, known=(0.0,), true_prompts=1),
+        "running": (RunningPlan(frames=13, prompts=5),),
+        "memory": MemoryPlan(clips=2, gaps=(1,)),
+        "primaries": PRIMARIES,
+        "exclusions": ("none",),
+    }
+    return small(ROWS, **{**parts, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +234,57 @@ def test_wrong_use_is_one_line(command, message):
     ran = CliRunner().invoke(app, ["evaluate", "run", *command.split()])
     assert ran.exit_code in (1, 2) and isinstance(ran.exception, SystemExit | Exception)
     assert message in (ran.output + str(ran.exception))
+
+
+# --- what a review found --------------------------------------------------------------------------
+
+
+def test_divergence_is_compared_over_the_same_frames(pipeline):
+    """A row that gives up its first token later is not worse for having no harmless frames."""
+    rows = (
+        Row(label="full", policy="full", role="reference"),
+        Row(label="soon", policy="window:frames=1", role="baseline"),
+        Row(label="late", policy="window:frames=2"),
+    )
+    asked = small(rows, replay=ReplayPlan(prompts=4, frames=17, known=(0.0,)))
+    found = Evaluation(pipeline, asked, parts=("replay",))
+    found.run()
+    result = found.result()
+    soon, late = (found.replay.values(label)["kl"] for label in ("soon", "late"))
+    assert (late[:, :3] == 0).all() and (late[:, 3:] > 0).all() and (soon[:, 2:] > 0).all()
+    (told,) = (one for one in result["versus"] if one["row"] == "late")
+    assert told["against"] == "soon" and told["metric"] == "replay_kl"
+    assert told["mean"] == pytest.approx((late[:, 2:] - soon[:, 2:]).mean())
+    own = {one["row"]: one["mean"] for one in result["primaries"]}
+    assert own["late"] == pytest.approx(late[:, 3:].mean())  # of the row alone: since its own
+
+
+def test_what_was_told_before_a_metric_was_there_is_asked_again(pipeline, asked, folder, tmp_path):
+    ledger = (folder / "clips.jsonl").read_text().splitlines()
+    older = []
+    for line in map(json.loads, ledger):
+        if line.get("key", ["", ""])[1] == "replay":
+            line["values"].pop("lost", None)
+        if str(line.get("key", ["", ""])[1]).startswith("run "):
+            line["values"].pop("jitter", None)
+        older.append(json.dumps(line))
+    (tmp_path / "clips.jsonl").write_text("\n".join(older) + "\n")
+    found = Evaluation(pipeline, protocol(), tmp_path)
+    result = found.result()
+    assert result["replay"] == [] and result["memory"]
+    assert set(result["missing"]) == {"replay", "run 13"}
+
+
+def test_without_the_still_clip_nothing_is_no_worse(pipeline, asked, folder, tmp_path):
+    ledger = (folder / "clips.jsonl").read_text().splitlines()
+    kept = [line for line in ledger if json.loads(line).get("key", [""])[0] != "floor"]
+    assert len(kept) < len(ledger)
+    (tmp_path / "clips.jsonl").write_text("\n".join(kept) + "\n")
+    result = Evaluation(pipeline, protocol(), tmp_path).result()
+    told = {one["why"] for one in result["primaries"] if one["primary"] == "identity_drift"}
+    assert "the clip that stands still was not made: go on" in told
+
+
+def test_machines_are_not_mixed(pipeline, folder, asked):
+    moved = json.loads((folder / "clips.jsonl").read_text().splitlines()[0])["identity"]
+    assert (moved["device"], moved["dtype"]) == ("cpu", "float32")

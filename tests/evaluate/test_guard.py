@@ -14,22 +14,14 @@ import packcache as pc
 from packcache.cli import app
 from packcache.errors import InputFileError, InvalidSetting
 from packcache.evaluate import guard as guards
-from packcache.evaluate import truth
 from packcache.lumos import attend
 from packcache.lumos.decode import Step
 from packcache.reuse import EXACT, PRESETS, StepReuse
 
+pytestmark = pytest.mark.usefixtures("quick_reader")
+
 SAME, OFTEN = StepReuse(), StepReuse(history_every=9, rest_every=9)
 TINY = {"clips": 2, "recall_clips": 1, "forced_clips": 1, "frames": 5, "steps": 6}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_reader():
-    """A reader of fewer lessons: it takes a second instead of ten, and reads nearly as well."""
-    quick = truth.Reader(copies=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(truth, "reader", lambda: quick)
-        yield
 
 
 @pytest.fixture(scope="module")

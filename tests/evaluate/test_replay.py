@@ -15,17 +15,11 @@ from packcache.digits import world
 from packcache.digits.prompts import prompt
 from packcache.evaluate.clips import batches, settings_of
 from packcache.evaluate.ledger import Ledger
-from packcache.evaluate.protocol import (
-    ClipsPlan,
-    MemoryPlan,
-    Primary,
-    Protocol,
-    ReplayPlan,
-    Row,
-)
+from packcache.evaluate.protocol import Protocol, ReplayPlan, Row
 from packcache.evaluate.replay import Replay
 from packcache.evaluate.table import cases
 from packcache.inspect.record import Recorder
+from tests.evaluate.asked import small
 
 FRAMES = 13  # four latent frames
 
@@ -40,16 +34,8 @@ ROWS = (
 
 
 def protocol(rows=ROWS, prompts: int = 5) -> Protocol:
-    return Protocol(
-        clips=ClipsPlan(),
-        replay=ReplayPlan(prompts=prompts, frames=FRAMES, known=(0.0, 0.5), true_prompts=1),
-        running=(),
-        memory=MemoryPlan(clips=1, gaps=(1,)),
-        rows={row.label: row for row in rows},
-        primaries=(Primary(name="replay_kl", part="replay", better="less"),),
-        exclusions=(),
-        hash="0",
-    )
+    replay = ReplayPlan(prompts=prompts, frames=FRAMES, known=(0.0, 0.5), true_prompts=1)
+    return small(rows, replay=replay)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from packcache.bench.paper import cost_section, read_benchmark
 from packcache.cli import app
-from packcache.errors import InputError, InputFileError
+from packcache.errors import InputFileError
 from packcache.evaluate.claims import ABLATIONS, CLAIMS, Claim
 from packcache.evaluate.evaluation import is_compared
 from packcache.evaluate.protocol import read_protocol
@@ -55,7 +55,12 @@ RESULT = {
             "low": -3.0, "high": -1.0,
         }
     ],
-    "memory": [{"row": "full", "gap": 1, "recall": {"mean": 90.0, "low": 80.0, "high": 95.0}}],
+    "memory": [
+        {
+            "row": "full", "gap": 1, "held": 1280.0,
+            "recall": {"mean": 90.0, "low": 80.0, "high": 95.0},
+        }
+    ],
     "replay": [
         {
             "row": "window 2", "kl": SUMMARY, "agreement": SUMMARY, "lost": SUMMARY,
@@ -123,6 +128,7 @@ ABLATED = {
             "floor 2 of 5": {"policy": "packcache:budget=5,min_share=0.25", "role": "policy"},
         },
     },
+    "memory": [{"row": "floor 2 of 5", "gap": gap, "held": 100.0 * gap} for gap in (1, 6)],
     "primaries": [
         {"primary": "replay_kl", "row": "packcache 2", "mean": 0.5},
         {"primary": "replay_kl", "row": "floor 2 of 5", "mean": 0.75},
@@ -186,11 +192,9 @@ def test_every_claim_is_about_rows_that_are_told_beside_each_other(claims, proto
 
 def test_settings_that_were_moved_stand_beside_the_base():
     page = render(RESULT, "evaluate.json", ablations=ABLATED)
-    told = (
-        "| floor 2 of 5 | `packcache:budget=5,min_share=0.25` | 0.750 | +0.250 (+0.200 to +0.300) |"
-    )
-    assert f"{told} 40.0 | - |" in page
-    assert "| packcache 2 | `packcache:budget=2` | 0.500 | - | - | - |" in page
+    told = "| floor 2 of 5 | `packcache:budget=5,min_share=0.25` | 600 | 0.750 | +0.250"
+    assert f"{told} (+0.200 to +0.300) | 40.0 | - |" in page
+    assert "| packcache 2 | `packcache:budget=2` | - | 0.500 | - | - | - |" in page
     assert "| full | `full` |" not in page
     assert "| than one of 2 | +0.25 (+0.2 to +0.3) | holds here |" in page
     assert page.count("*not run*") == len(CLAIMS) - 2 + len(ABLATIONS) - 1
@@ -250,7 +254,7 @@ def test_every_number_has_its_tag():
 def test_what_is_no_evaluation_is_refused(tmp_path):
     path = tmp_path / "evaluate.json"
     path.write_text(json.dumps({"schema": "x"}))
-    with pytest.raises(InputError, match=r"has schema .x., expected .packcache\.evaluate"):
+    with pytest.raises(InputFileError, match=r"has schema .x., expected .packcache\.evaluate"):
         read_evaluation(path)
-    with pytest.raises((InputError, InputFileError), match=r"none\.json"):
+    with pytest.raises(InputFileError, match=r"none\.json does not exist: .* evaluate run --out$"):
         read_evaluation(tmp_path / "none.json")

@@ -14,24 +14,18 @@ import pytest
 from typer.testing import CliRunner
 
 import packcache as pc
-from packcache import files
 from packcache.cli import app
 from packcache.errors import GenerationError, InvalidSetting, OutputError
-from packcache.evaluate import truth, workers
+from packcache.evaluate import workers
 from packcache.evaluate.clips import Share, batches, place_of
-from packcache.evaluate.evaluation import Evaluation, part_of
-from packcache.evaluate.protocol import (
-    ClipsPlan,
-    MemoryPlan,
-    Primary,
-    Protocol,
-    ReplayPlan,
-    Row,
-    RunningPlan,
-)
+from packcache.evaluate.evaluation import Evaluation
+from packcache.evaluate.protocol import MemoryPlan, Protocol, ReplayPlan, Row, RunningPlan
 from packcache.evaluate.table import cases
-from packcache.evaluate.workers import Job, gather, run_in
+from packcache.evaluate.workers import Job, gather, locked, run_in
+from tests.evaluate.asked import small
 from tests.tools import ROOT
+
+pytestmark = pytest.mark.usefixtures("quick_reader")
 
 ROWS = (
     Row(label="full", policy="full", role="reference"),
@@ -40,15 +34,11 @@ ROWS = (
 
 
 def protocol() -> Protocol:
-    return Protocol(
-        clips=ClipsPlan(),
+    return small(
+        ROWS,
         replay=ReplayPlan(prompts=5, frames=9, known=(0.0,), true_prompts=1),
         running=(RunningPlan(frames=9, prompts=5, prompts_of={"window": 1}),),
         memory=MemoryPlan(clips=2, gaps=(1, 2)),
-        rows={row.label: row for row in ROWS},
-        primaries=(Primary(name="replay_kl", part="replay", better="less", no_worse=0.02),),
-        exclusions=("none",),
-        hash="0",
     )
 
 
@@ -56,15 +46,6 @@ def protocol() -> Protocol:
 def pipeline():
     loaded = pc.load("digits")
     return replace(loaded, sampling=replace(loaded.sampling, steps=1))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_reader():
-    quick = truth.Reader(copies=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(truth, "reader", lambda: quick)
-        patch.setattr(truth, "_default", lambda: quick)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +100,7 @@ def test_a_batch_has_one_place_however_many_clips_there_are(of):
             assert sum(share.takes(place) for share in shares) == 1
 
 
-def small(tmp_path):
+def cut_down(tmp_path):
     """The shipped protocol, cut to what takes seconds: memory of two rows."""
     text = (ROOT / "benchmarks" / "protocol.toml").read_text()
     head, *rows = text.split("[[row]]")
@@ -138,15 +119,17 @@ def small(tmp_path):
     return path
 
 
-def test_progress_is_of_the_parts_that_are_asked(pipeline, tmp_path):
-    missing = Evaluation(pipeline, protocol(), tmp_path).missing
-    assert {name: part_of(name) for name in missing} == {
-        "replay": "replay", "memory": "memory", "run 9": "running",
-    }  # fmt: skip
+def test_progress_is_of_the_parts_that_are_wanted(pipeline, tmp_path):
+    whole = Evaluation(pipeline, protocol(), tmp_path)
+    assert whole.left == sum(whole.missing.values())
+    memory = Evaluation(pipeline, protocol(), tmp_path, parts=("memory",))
+    assert memory.left == memory.missing["memory"] == 2 * 2 * 2
+    freely = Evaluation(pipeline, protocol(), tmp_path, parts=("running",))
+    assert freely.left == freely.missing["run 9"] == 6
 
 
 def test_two_processes_by_command(tmp_path):
-    asked, out = small(tmp_path), tmp_path / "out"
+    asked, out = cut_down(tmp_path), tmp_path / "out"
     out.mkdir()
     call = ["evaluate", "run", "--protocol", str(asked), "--parts", "memory", "--out", str(out)]
     done = CliRunner().invoke(app, [*call, "--workers", "2"])
@@ -186,13 +169,24 @@ def test_a_process_that_fails_is_told_and_the_rest_is_kept(pipeline, shared, mon
 
 
 def test_a_folder_is_one_runs_at_a_time(pipeline, tmp_path):
-    whole = Evaluation(pipeline, protocol(), tmp_path, parts=("memory",))
-    held = files.lock(tmp_path / workers.LOCK)
-    with pytest.raises(OutputError, match=r" is in use by another evaluation: wait for it$"):
-        run_in(tmp_path, whole, Job(protocol=protocol(), parts=()))
-    held.release()
-    run_in(tmp_path, whole, Job(protocol=protocol(), parts=("memory",)), workers=1)
-    assert "memory" not in whole.missing
+    busy = pytest.raises(OutputError, match=r" is in use by another evaluation: wait for it$")
+    with locked(tmp_path / "new"), busy, locked(tmp_path / "new"):
+        pass
+    with locked(tmp_path / "new"):  # it was given back
+        whole = Evaluation(pipeline, protocol(), tmp_path / "new", parts=("memory",))
+        run_in(tmp_path / "new", whole, Job(protocol=protocol(), parts=("memory",)))
+    assert whole.left == 0
+
+
+def test_a_busy_folder_is_left_as_it_is(tmp_path):
+    """Its ledger is not even read: reading drops what looks like a line that was cut off."""
+    out = tmp_path / "out"
+    with locked(out):
+        (out / "clips.jsonl").write_text("half a li")
+        call = ["evaluate", "run", "--quick", "2", "--parts", "memory", "--out", str(out)]
+        done = CliRunner().invoke(app, call)
+    assert isinstance(done.exception, OutputError)
+    assert (out / "clips.jsonl").read_text() == "half a li"
 
 
 def _wait(told, folder):

@@ -10,9 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from packcache.errors import InputFileError
 from packcache.evaluate.guard import SCHEMA
-from packcache.lumos.config import read_json
+from packcache.files import read_result
 from packcache.markdown import table
 from packcache.policies import parse_policy
 from packcache.reuse import EXACT, PRESET_STEPS, PRESETS
@@ -27,13 +26,8 @@ Found = Sequence[tuple[str, Mapping[str, Any]]]
 
 def read_guards(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Name and content of each stored guard, by name; there may be none."""
-    found = [(path.name, read_json(path)) for path in sorted(folder.glob(PATTERN))]
-    for name, result in found:
-        if result.get("schema") != SCHEMA:
-            raise InputFileError(
-                f"{name} has schema {result.get('schema')!r}, expected {SCHEMA!r}: move it away"
-            )
-    return found
+    paths = sorted(folder.glob(PATTERN))
+    return [(path.name, read_result(path, SCHEMA, "move it away")) for path in paths]
 
 
 def counted(guards: Found, settings: str, preset: str) -> str:

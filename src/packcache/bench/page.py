@@ -25,8 +25,8 @@ from packcache.bench.words import (
     short,
     tag,
 )
-from packcache.errors import InputError, InputFileError
-from packcache.lumos.config import read_json
+from packcache.errors import InputError
+from packcache.files import read_result
 from packcache.lumos.units import show_bytes
 from packcache.markdown import table
 from packcache.policies import FullCache
@@ -58,18 +58,13 @@ of computing, told only where it was held against upstream itself.
 
 def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Name and content of each stored result, by name. Raises InputError if there is none."""
-    found = [(path.name, read_json(path)) for path in sorted(folder.glob(PATTERN))]
-    if not found:
+    paths = sorted(folder.glob(PATTERN))
+    if not paths:
         raise InputError(
             f"no {PATTERN} in {folder}: write one with packcache bench --out, or name another "
             "folder with --results"
         )
-    for name, result in found:
-        if result.get("schema") != SCHEMA:
-            raise InputFileError(
-                f"{name} has schema {result.get('schema')!r}, expected {SCHEMA!r}: move it away"
-            )
-    return found
+    return [(path.name, read_result(path, SCHEMA, "move it away")) for path in paths]
 
 
 def render(folder: Path) -> str:

@@ -14,9 +14,8 @@ from typing import Any
 from packcache.bench.predict import EXACT
 from packcache.bench.result import SCHEMA
 from packcache.bench.words import place
-from packcache.errors import InputFileError
 from packcache.evaluate.claims import judged
-from packcache.lumos.config import read_json
+from packcache.files import read_result
 from packcache.markdown import table
 
 __all__ = ["PAPER", "cost_section", "read_benchmark"]
@@ -43,13 +42,7 @@ _BESIDE = ("window", "packcache")
 
 def read_benchmark(path: Path) -> dict[str, Any]:
     """A stored benchmark. Raises InputFileError for a file that is none."""
-    result = read_json(path)
-    if result.get("schema") != SCHEMA:
-        raise InputFileError(
-            f"{path} has schema {result.get('schema')!r}, expected {SCHEMA!r}: make one with "
-            "packcache bench --json"
-        )
-    return result
+    return read_result(path, SCHEMA, "make one with packcache bench --out")
 
 
 def cost_section(results: Sequence[Mapping[str, Any]]) -> str:

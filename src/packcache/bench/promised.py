@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from packcache.errors import InputFileError
-from packcache.lumos.config import read_json
+from packcache.files import read_result
 
 __all__ = ["NAME", "SCHEMA", "is_held", "promise", "read_promise"]
 
@@ -30,12 +29,7 @@ def read_promise(folder: Path) -> dict[str, Any] | None:
     path = folder / NAME
     if not path.exists():
         return None
-    found = read_json(path)
-    if found.get("schema") != SCHEMA:
-        raise InputFileError(
-            f"{NAME} has schema {found.get('schema')!r}, expected {SCHEMA!r}: move it away"
-        )
-    return found
+    return read_result(path, SCHEMA, "move it away")
 
 
 def is_held(found: Found, dtype: str) -> bool:

@@ -24,8 +24,9 @@ from packcache.errors import InputError, InvalidSetting
 from packcache.evaluate.clips import WHOLE, Share
 from packcache.evaluate.drift import contrast, drift, marks, survival
 from packcache.evaluate.ledger import Ledger
-from packcache.evaluate.memory import CHANCE, horizon
+from packcache.evaluate.memory import CHANCE
 from packcache.evaluate.protocol import Part, Protocol, Row
+from packcache.evaluate.remembering import Remembering
 from packcache.evaluate.replay import METRICS, Replay
 from packcache.evaluate.running import BESIDE, SERIES, TRUE_SERIES, Running
 from packcache.evaluate.statistics import bootstrap, known_mean, sign_flip
@@ -36,7 +37,7 @@ from packcache.lumos.pipeline import Pipeline
 from packcache.lumos.vocab import latent_frames
 from packcache.lumos.weights import fingerprint
 
-__all__ = ["LEDGER", "PARTS", "SCHEMA", "Evaluation", "is_compared", "part_of"]
+__all__ = ["LEDGER", "PARTS", "SCHEMA", "Evaluation", "is_compared"]
 
 SCHEMA = "packcache.evaluate/2"
 
@@ -44,9 +45,6 @@ SCHEMA = "packcache.evaluate/2"
 LEDGER = "clips.jsonl"
 
 PARTS: tuple[Part, ...] = get_args(Part)
-
-#: What is kept of a memory clip, and how many are asked at a time.
-_MEMORY, _MEMORY_CLIPS = ("object", "told_apart", "held"), 16
 
 #: Numbers of a clip that tables show beside the primaries.
 SCALARS = (
@@ -98,6 +96,9 @@ class Evaluation:
         self.share = share or WHOLE
         self.known = self._ledger(folder, None if share is None else share.number)
         self.replay = Replay(pipeline, protocol, self.known, self._tell("replay"), share=self.share)
+        self.memory = Remembering(
+            pipeline, protocol, self.known, self._tell("memory"), share=self.share
+        )
         self.runnings = [
             Running(
                 pipeline, protocol, plan, self.known, self._tell(f"{plan.frames} frames"),
@@ -121,7 +122,7 @@ class Evaluation:
         if "replay" in self.parts:
             self.replay.run()
         if "memory" in self.parts:
-            self._memory()
+            self.memory.run()
         if "running" in self.parts:
             for running in self.runnings:
                 running.run()
@@ -149,9 +150,16 @@ class Evaluation:
     @property
     def missing(self) -> dict[str, int]:
         """Clips that the protocol asks for and nobody has told of, by part, over all rows."""
-        missing = {"replay": self.replay.missing, "memory": self._memory_missing()}
+        missing = {"replay": self.replay.missing, "memory": self.memory.missing}
         missing |= {running.part: running.missing for running in self.runnings}
         return {part: count for part, count in missing.items() if count}
+
+    @property
+    def left(self) -> int:
+        """Clips of the parts that are wanted."""
+        wanted = {"replay": self.replay.missing, "memory": self.memory.missing}
+        wanted["running"] = sum(running.missing for running in self.runnings)
+        return sum(wanted[part] for part in self.parts)
 
     # --- what is asked ------------------------------------------------------------------------
 
@@ -165,6 +173,8 @@ class Evaluation:
             "model": self.pipeline.name,
             "weights": fingerprint(self.pipeline.model),
             "sampling": asdict(self.pipeline.sampling),
+            "device": self.pipeline.device.type,
+            "dtype": str(self.pipeline.dtype).removeprefix("torch."),
         }
 
     def _workload(self) -> dict[str, Any]:
@@ -181,68 +191,6 @@ class Evaluation:
             "primaries": [asdict(primary) for primary in self.protocol.primaries],
             "exclusions": list(self.protocol.exclusions),
         }
-
-    def _memory(self) -> None:
-        """The horizon, some clips at a time: rows that run alike are asked together, since what a
-        clip asks is encoded once for all of them."""
-        plan, done, rows = self.protocol.memory, 0, self._memory_asked
-        for turn, gap in enumerate(plan.gaps):
-            for place, start in enumerate(range(0, plan.clips, _MEMORY_CLIPS)):
-                if not self.share.takes(turn + place):
-                    continue
-                numbers = range(start, min(start + _MEMORY_CLIPS, plan.clips))
-                for rule in dict.fromkeys(map(_rule, rows)):
-                    self._ask_memory([row for row in rows if _rule(row) == rule], gap, numbers)
-                done += len(numbers)
-                if self.on_step:
-                    self.on_step("memory", done, plan.clips * len(plan.gaps))
-
-    def _ask_memory(self, rows: Sequence[Row], gap: int, numbers: range) -> None:
-        """Clips of one gap for rows of one rule of positions, as far as they are not known."""
-        keys = {row.label: [(row.label, "memory", gap, n) for n in numbers] for row in rows}
-        missing = [
-            row
-            for row in rows
-            if not all(self.known.has(key, set(_MEMORY)) for key in keys[row.label])
-        ]
-        if not missing:
-            return
-        curve = horizon(
-            self.pipeline, {row.label: row.make() for row in missing}, gaps=(gap,), only=numbers,
-            clips=self.protocol.memory.clips, seed=self.protocol.clips.seed,
-            positions=missing[0].positions, rebase=missing[0].rebase,
-        )  # fmt: skip
-        for place, row in enumerate(missing):
-            for key, number in zip(keys[row.label], numbers, strict=True):
-                own = {name: float(curve.values[name][place, 0, number]) for name in _MEMORY}
-                self.known.add(key, own)
-
-    @property
-    def _memory_asked(self) -> list[Row]:
-        return [row for row in self.protocol.rows.values() if row.role != "floor"]
-
-    def _memory_missing(self) -> int:
-        plan = self.protocol.memory
-        keys = [
-            (row.label, "memory", gap, number)
-            for row in self._memory_asked
-            for gap in plan.gaps
-            for number in range(plan.clips)
-        ]
-        return sum(not self.known.has(key, set(_MEMORY)) for key in keys)
-
-    def _memory_values(self, label: str, name: str) -> Values | None:
-        """`[gaps, clips]` of a row, None if it was not asked about all of them."""
-        plan = self.protocol.memory
-        found = [
-            [
-                self.known.found.get((label, "memory", gap, n), {}).get(name)
-                for n in range(plan.clips)
-            ]
-            for gap in plan.gaps
-        ]
-        whole = all(value is not None for row in found for value in row)
-        return np.array(found, dtype=np.float64) if whole else None
 
     # --- primaries ----------------------------------------------------------------------------
 
@@ -288,7 +236,7 @@ class Evaluation:
 
     def _recall(self, row: Row) -> Values | None:
         """Points, mean over the gaps at which the codec tells the true object from all others."""
-        right, told = (self._memory_values(row.label, n) for n in ("object", "told_apart"))
+        right, told = (self.memory.values(row.label, n) for n in ("object", "told_apart"))
         if right is None or told is None:
             return None
         count = told.sum(axis=0)
@@ -395,11 +343,12 @@ class Evaluation:
     def _memory_rows(self) -> list[dict[str, Any]]:
         rows = []
         for label in self.protocol.rows:
-            values = self._memory_values(label, "object")
-            if values is None:
+            values, held = (self.memory.values(label, name) for name in ("object", "held"))
+            if values is None or held is None:
                 continue
-            for gap, own in zip(self.protocol.memory.gaps, values, strict=True):
-                rows.append({"row": label, "gap": gap, "recall": _summary(100 * own)})
+            for gap, own, tokens in zip(self.protocol.memory.gaps, values, held, strict=True):
+                found = {"recall": _summary(100 * own), "held": float(tokens.mean())}
+                rows.append({"row": label, "gap": gap, **found})
         return rows
 
     def _replay_rows(self) -> list[dict[str, Any]]:
@@ -500,16 +449,6 @@ class Evaluation:
             prompts=np.nonzero(whole)[0].tolist(),
         ).to_json()
         return {name: value for name, value in found.items() if name != "curve"}
-
-
-def part_of(name: str) -> Part:
-    """The part that what is missing belongs to, as `Evaluation.missing` names it."""
-    return "memory" if name == "memory" else "replay" if name == "replay" else "running"
-
-
-def _rule(row: Row) -> tuple[str, str]:
-    """How a row's positions are made."""
-    return row.positions, row.rebase
 
 
 def is_compared(row: Row, other: Row) -> bool:

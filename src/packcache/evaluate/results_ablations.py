@@ -26,8 +26,8 @@ def ablations_section(result: Mapping[str, Any], tag: str) -> str:
     intro = (
         f"## One setting moved\n\nBeside `{base}`, paired by prompt: {work['replay']['prompts']} "
         f"prompts of the replay, {work['memory']['clips']} memory clips a gap "
-        f"(`benchmarks/ablations.toml`, hash `{work['protocol']}`). Budgets are latent frames, two "
-        "where a row does not say otherwise. KL is over all latent frames; differences of KL are "
+        f"(`benchmarks/ablations.toml`, hash `{work['protocol']}`). Tokens held are of "
+        "history, in the longest memory clips. KL is over all latent frames; differences of KL are "
         "over those since either row gave up a token. Exploratory: no correction for many "
         f"looks.{_left(result)}\n"
     )
@@ -47,17 +47,21 @@ def _rows(result: Mapping[str, Any], base: str, tag: str) -> str:
     beside = {
         (one["metric"], one["row"]): one for one in result["versus"] if one["against"] == base
     }
+    held = {one["row"]: one["held"] for one in result["memory"]}  # of the longest gap
     rows = []
     asked = result["workload"]["rows"].items()
     for label, row in [(label, row) for label, row in asked if row["role"] != "reference"]:
-        cells = [label, f"`{row['policy']}`"]
+        cells = [label, f"`{row['policy']}`", f"{held[label]:.0f}" if label in held else "-"]
         for name, digits in (("replay_kl", 3), ("recall", 1)):
             mean, other = own.get((name, label)), beside.get((name, label))
             cells.append("-" if mean is None else f"{mean:.{digits}f}")
             cells.append("-" if other is None else _interval(other, digits))
-        if cells[2:] != ["-"] * 4:
+        if cells[3:] != ["-"] * 4:
             rows.append(cells)
-    head = (tag, "policy", "KL, nats a code", f"more than {base}", "recall, %", f"more than {base}")
+    head = (
+        tag, "policy", "tokens held", "KL, nats a code", f"more than {base}", "recall, %",
+        f"more than {base}",
+    )  # fmt: skip
     return table(head, rows)
 
 

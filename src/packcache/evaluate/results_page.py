@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from packcache.errors import InputError
 from packcache.evaluate.claims import CLAIMS, claims_table, losses_section
 from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_report import COLUMNS, power_lines, row_cells
 from packcache.evaluate.results_ablations import ablations_section, by_frame
-from packcache.lumos.config import read_json
+from packcache.files import read_result
 from packcache.markdown import table
 
 __all__ = ["read_evaluation", "render"]
@@ -41,14 +40,8 @@ _LEFT = """
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """A stored evaluation. Raises InputError for a file that is none."""
-    result = read_json(path)
-    if result.get("schema") != SCHEMA:
-        raise InputError(
-            f"{path} has schema {result.get('schema')!r}, expected {SCHEMA!r}: make one with "
-            "packcache evaluate run --out"
-        )
-    return result
+    """A stored evaluation. Raises InputFileError for a file that is none."""
+    return read_result(path, SCHEMA, "make one with packcache evaluate run --out")
 
 
 def render(
@@ -83,8 +76,8 @@ def _place(result: Mapping[str, Any]) -> str:
     place = result["environment"]
     return (
         f"{place['processor']}, {place['cores']} cores, {place['device']}; PyTorch "
-        f"{place['torch']}, Python {place['python']}, packcache {place['packcache']} at "
-        f"{place['commit']} ({TAG}).\n"
+        f"{place['torch']}, Python {place['python']}, packcache {place['packcache']}, "
+        f"told at {place['commit']} ({TAG}).\n"
     )
 
 

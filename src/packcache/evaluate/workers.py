@@ -1,6 +1,8 @@
 """An evaluation by several processes, one core each: a little faster than threads.
 
-    run_in(folder, evaluation, Job(protocol=asked, parts=PARTS), workers=2)
+    with locked(folder):
+        evaluation = Evaluation(pipeline, asked, folder)
+        run_in(folder, evaluation, Job(protocol=asked, parts=PARTS), workers=2)
 
 Every process makes its share of the batches and writes a ledger of its own, `clips.1.jsonl`; what
 they found is taken into `clips.jsonl` at the end, whatever the end is. A run that was killed leaves
@@ -9,12 +11,13 @@ such files behind: the next one takes them in before it asks for anything.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +26,12 @@ import torch
 from packcache import files
 from packcache.errors import GenerationError, InvalidSetting, OutputError, PackCacheError
 from packcache.evaluate.clips import Share
-from packcache.evaluate.evaluation import LEDGER, Evaluation, part_of
+from packcache.evaluate.evaluation import LEDGER, Evaluation
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.protocol import Part, Protocol
 from packcache.models import load
 
-__all__ = ["LOCK", "Job", "gather", "run_in"]
+__all__ = ["LOCK", "Job", "gather", "locked", "run_in"]
 
 #: Held in a folder while an evaluation runs in it.
 LOCK = ".lock"
@@ -46,6 +49,20 @@ class Job:
     device: str | None = None
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder for one run alone, from before its ledger is read. Raises OutputError where
+    another one is at work."""
+    folder.mkdir(exist_ok=True)
+    held = files.lock(folder / LOCK)
+    if held is None:
+        raise OutputError(f"{folder} is in use by another evaluation: wait for it")
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def run_in(
     folder: Path,
     evaluation: Evaluation,
@@ -57,22 +74,15 @@ def run_in(
     """Ask what the folder's evaluation misses, `workers` processes at once; it then knows it.
 
     `on_step` is called with answers found and all that were missing. Raises GenerationError if a
-    process failed, what the others found is kept; OutputError where another run is at work in the
-    folder.
+    process failed; what the others found is kept.
     """
     if workers < 1:
         raise InvalidSetting(f"workers is {workers}, expected at least 1")
-    held = files.lock(folder / LOCK)
-    if held is None:
-        raise OutputError(f"{folder} is in use by another evaluation: wait for it")
-    try:
-        gather(evaluation.known, folder)
-        if workers == 1:
-            evaluation.run()
-        else:
-            _run_shared(folder, evaluation, job, workers, on_step)
-    finally:
-        held.release()
+    gather(evaluation.known, folder)
+    if workers == 1:
+        evaluation.run()
+    else:
+        _run_shared(folder, evaluation, job, workers, on_step)
 
 
 def _run_shared(
@@ -82,8 +92,7 @@ def _run_shared(
     workers: int,
     on_step: Callable[[int, int], None] | None,
 ) -> None:
-    missing = evaluation.missing.items()
-    total = sum(count for part, count in missing if part_of(part) in job.parts)
+    total = evaluation.left
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
     shares = [Share(number=number, of=workers) for number in range(workers)]

@@ -22,8 +22,8 @@ from packcache.errors import InputError, InputFileError, InvalidSetting
 from packcache.evaluate.statistics import bootstrap
 from packcache.evaluate.vbench.manifest import Manifest, read_manifests
 from packcache.evaluate.vbench.names import Layout, slug
-from packcache.evaluate.vbench.records import read_json
 from packcache.evaluate.vbench.total import DIMENSIONS, NINE, Aggregate, aggregates
+from packcache.files import read_json
 
 __all__ = ["SCHEMA", "Against", "Collected", "Measured", "collect", "read_results"]
 

@@ -12,7 +12,7 @@ from packcache import files
 from packcache.errors import InputError, InputFileError
 from packcache.evaluate.vbench.names import Layout
 from packcache.evaluate.vbench.probe import Facts
-from packcache.evaluate.vbench.records import read_json
+from packcache.files import read_json
 
 __all__ = ["SCHEMA", "Manifest", "Mode", "Row", "Source", "read_manifest", "read_manifests"]
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from packcache.errors import InputError, InputFileError, InvalidSetting
 from packcache.evaluate.vbench.names import MOST_CLIPS, name_fault, twins
-from packcache.evaluate.vbench.records import hash_file, read_json
+from packcache.evaluate.vbench.records import hash_file
+from packcache.files import read_json
 
 __all__ = ["BACKGROUND", "CAMERA", "COUNT", "SCHEMA", "Entry", "Sample", "read_sample", "sample"]
 
