@@ -19,7 +19,7 @@ from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_plot import draw
 from packcache.files import replacing, write_json, write_text
 
-__all__ = ["COLUMNS", "lines", "power_lines", "render", "row_cells", "save"]
+__all__ = ["COLUMNS", "lines", "nats", "power_lines", "render", "row_cells", "save"]
 
 _UNITS = {"recall": "points", "replay_kl": "nats", "identity_drift": "points", "motion_ratio": "x"}
 
@@ -150,7 +150,7 @@ def _primaries(result: Mapping[str, Any]) -> str:
         rows.append(
             [
                 *(f"<td>{cell}</td>" for cell in cells),
-                f'<td class="{kind}">{one["verdict"]}{why}</td>',
+                f'<td class="verdict {kind}">{one["verdict"]}{why}</td>',
             ]
         )
     return _table(heads, rows)
@@ -163,7 +163,7 @@ def _parts(result: Mapping[str, Any]) -> list[str]:
         told += ["<h2>Replay</h2>", _figure(result, "replay"), _replay(result)]
     if result["memory"]:
         told += ["<h2>Memory</h2>", _figure(result, "memory")]
-    for plan in result["running"]:
+    for plan in sorted(result["running"], key=lambda plan: plan["frames"]):
         if plan["rows"]:
             told += [f"<h2>{plan['frames']} frames, made freely</h2>", _running(plan)]
     for panel in ("identity", "survival", "motion"):
@@ -189,13 +189,18 @@ def _replay(result: Mapping[str, Any]) -> str:
         )
         true = row["nll_true"] and row["nll_true"]["more_than_full"]
         cells = (
-            html.escape(row["row"]), f"{kl['mean']:.4f}", f"{kl['low']:.4f} to {kl['high']:.4f}",
+            html.escape(row["row"]), nats(kl["mean"]), f"{nats(kl['low'])} to {nats(kl['high'])}",
             f"{100 * same['mean']:.1f} %", f"{100 * lost['mean']:.1f} %", f"{own['mean']:.3f}",
             f"{full['mean']:.3f}",
             f"{true['mean']:+.4f}" if true else "-",
         )  # fmt: skip
         rows.append([f"<td>{cell}</td>" for cell in cells])
     return _table(heads, rows)
+
+
+def nats(value: float) -> str:
+    """Four decimals; what rounds to nothing has no sign."""
+    return f"{round(value, 4) + 0.0:.4f}"
 
 
 def _running(plan: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from packcache.evaluate.claims import CLAIMS, claims_table, losses_section
 from packcache.evaluate.evaluation import SCHEMA
-from packcache.evaluate.evaluation_report import COLUMNS, power_lines, row_cells
+from packcache.evaluate.evaluation_report import COLUMNS, nats, power_lines, row_cells
 from packcache.evaluate.results_ablations import ablations_section, by_frame
 from packcache.files import read_result
 from packcache.markdown import table
@@ -123,7 +123,7 @@ def _replay(result: Mapping[str, Any]) -> str:
     for row in result["replay"]:
         kl, same = row["kl"], row["agreement"]
         true = row["nll_true"] and row["nll_true"]["more_than_full"]
-        mean, low, high = (_nats(kl[name]) for name in ("mean", "low", "high"))
+        mean, low, high = (nats(kl[name]) for name in ("mean", "low", "high"))
         rows.append(
             [
                 row["row"], f"{mean} ({low} to {high})",
@@ -142,11 +142,6 @@ def _replay(result: Mapping[str, Any]) -> str:
         "true clips, more than full",
     )
     return "## Replay\n\n" + table(head, rows) + "\n" if rows else ""
-
-
-def _nats(value: float) -> str:
-    """Four decimals; what rounds to nothing has no sign."""
-    return f"{round(value, 4) + 0.0:.4f}"
 
 
 def _memory(result: Mapping[str, Any]) -> str:
