@@ -67,6 +67,7 @@ RUN := $(BIN)/packcache evaluate run --workers $(or $(PROCESSES),2) $(if $(QUICK
 RESULTS := benchmarks/results/$(if $(QUICK),quick,evaluate)
 ABLATIONS := benchmarks/results/$(if $(QUICK),quick,evaluate)_ablations
 PAGE := $(if $(QUICK),$(RESULTS)/results.md,docs/results.md)
+PICTURE := $(if $(QUICK),$(RESULTS),docs/images)/frontier.png
 PARTS := replay,memory
 TIMED := $(if $(QUICK),,$(patsubst %,--bench benchmarks/results/bench_%.json,3b_i2v_24 3b_i2v_48 digits_384))
 reproduce: setup
@@ -74,7 +75,7 @@ reproduce: setup
 	$(RUN) --out $(RESULTS)
 	$(RUN) --protocol benchmarks/ablations.toml --out $(ABLATIONS) $(if $(QUICK),--parts $(PARTS))
 	$(BIN)/packcache evaluate page $(PAGE) --result $(RESULTS)/evaluate.json \
-		--ablations $(ABLATIONS)/evaluate.json $(TIMED)
+		--ablations $(ABLATIONS)/evaluate.json --picture $(PICTURE) $(TIMED)
 
 # every policy on the stored traces, and those of files dropped into a folder: ARGS="--policies-from DIR"
 leaderboard: setup

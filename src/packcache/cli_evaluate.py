@@ -101,18 +101,26 @@ def page(
     bench: Annotated[
         list[Path] | None, typer.Option(help="of packcache bench; several times for several")
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="a PNG to write: what is lost beside what is held")
+    ] = None,
 ) -> None:
     """The tables of a stored evaluation, and what they say of the paper's claims, as Markdown."""
     from packcache import files
     from packcache.bench.paper import cost_section, read_benchmark
     from packcache.evaluate import results_page
 
-    files.check_folder(path.parent)
+    for written in (path, picture) if picture is not None else (path,):
+        files.check_folder(written.parent)
+    found = results_page.read_evaluation(result)
+    moved = None if ablations is None else results_page.read_evaluation(ablations)
+    drawn = picture and results_page.draw_frontier(moved or found, picture, page=path)
     text = results_page.render(
-        results_page.read_evaluation(result),
+        found,
         result.name,
-        ablations=None if ablations is None else results_page.read_evaluation(ablations),
+        ablations=moved,
         cost=cost_section([read_benchmark(one) for one in bench or ()]),
+        picture=drawn or "",
     )
     files.write_text(path, text)
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from packcache.bench.paper import cost_section, read_benchmark
 from packcache.cli import app
-from packcache.errors import InputFileError
+from packcache.errors import InputFileError, InvalidSetting
 from packcache.evaluate.claims import ABLATIONS, CLAIMS, Claim
 from packcache.evaluate.evaluation import is_compared
 from packcache.evaluate.protocol import read_protocol
@@ -172,7 +172,8 @@ def test_losses_are_told_by_whole_intervals():
     told = "- 49 frames: window 2 beside full, identity: +20.0 points (+10.0 to +30.0; "
     assert failed.count(told) == 1
     other["primaries"][0]["row"] = "packcache 2"
-    assert "- recall: worse than full (*embedded model*)" in render(other, "evaluate.json")
+    told = "- recall: worse than full, by 40 points (30 to 50; *embedded model*)"
+    assert told in render(other, "evaluate.json")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +235,35 @@ def test_the_command_takes_all_three(tmp_path):
     assert page.read_text() == render(
         RESULT, "a.json", ablations=ABLATED, cost=cost_section([BENCH])
     )
+
+
+def test_a_picture_lies_where_the_page_says(tmp_path):
+    page, picture = tmp_path / "pages" / "results.md", tmp_path / "images" / "frontier.png"
+    for path in (page, picture):
+        path.parent.mkdir()
+    result = ROOT / "benchmarks" / "results" / "quick" / "evaluate.json"
+    call = ["evaluate", "page", str(page), "--result", str(result), "--picture", str(picture)]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    assert "](../images/frontier.png)" in page.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("f.jpg", "cannot draw 'f.jpg': known is .png"),
+        ("f.png", "no frontier: no two rows differ only in what they hold"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_leaves_no_page(tmp_path, name, told):
+    bare = copy.deepcopy(RESULT)
+    bare["memory"] = []
+    (tmp_path / "a.json").write_text(json.dumps(bare))
+    call = ["evaluate", "page", str(tmp_path / "p.md"), "--result", str(tmp_path / "a.json")]
+    error = CliRunner().invoke(app, [*call, "--picture", str(tmp_path / name)]).exception
+    assert isinstance(error, InvalidSetting) and error.exit_code == 2 and told in str(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_what_is_no_benchmark_is_refused(tmp_path):

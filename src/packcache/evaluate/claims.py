@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from packcache.evaluate.evaluation_report import UNITS
 from packcache.markdown import table
 
 __all__ = ["ABLATIONS", "CLAIMS", "Claim", "claims_table", "judged", "losses_section"]
@@ -118,8 +119,10 @@ def losses_section(result: Mapping[str, Any], tag: str) -> str:
     """Where PackCache loses, and where the full cache itself is no measure: told by whole intervals
     of identity (digit and colour) in clips made freely, and by verdicts on primaries."""
     roles = {label: row["role"] for label, row in result["workload"]["rows"].items()}
+    full = next(label for label, role in roles.items() if role == REFERENCE)
     lost = [
-        f"- {one['primary'].replace('_', ' ')}: worse than {_reference(roles)} ({tag})"
+        f"- {one['primary'].replace('_', ' ')}: worse than {full}, by {one['lost']:.3g} "
+        f"{UNITS[one['primary']]} ({one['low']:.3g} to {one['high']:.3g}; {tag})"
         for one in result["primaries"]
         if one["row"] == OURS and one["verdict"] == "worse"
     ]
@@ -139,10 +142,6 @@ def losses_section(result: Mapping[str, Any], tag: str) -> str:
         ("Where the full cache itself fails", failed, "No interval of identity says so."),
     )
     return "\n".join(f"## {head}\n\n" + "\n".join(own or [no]) + "\n" for head, own, no in told)
-
-
-def _reference(roles: Mapping[str, str]) -> str:
-    return next(label for label, role in roles.items() if role == REFERENCE)
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:

@@ -1,4 +1,5 @@
-"""The pictures of an evaluation, drawn from its JSON alone: forest, curves, survival, memory."""
+"""The pictures of an evaluation, drawn from its JSON alone: forest, curves, survival, memory,
+frontier."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packcache.errors import InvalidSetting
+from packcache.evaluate import frontier
 
 __all__ = ["PANELS", "draw"]
 
@@ -16,6 +18,9 @@ _PALETTE = (
     "#868e96", "#a0522d", "#f06595", "#9c36b5", "#74b816",
 )  # fmt: skip
 
+#: Families of the frontier, told apart at a glance.
+_FAMILIES = ("#1971c2", "#e8590c", "#2f9e44", "#9c36b5", "#c2255c", "#e8a200")
+
 #: How a row is drawn by what it is for.
 _STYLES = {
     "reference": "-", "baseline": "-", "policy": "-", "control": (0, (4, 2)),
@@ -23,7 +28,7 @@ _STYLES = {
 }  # fmt: skip
 
 #: Panels by name; each gets axes and the result, and says whether it had something to draw.
-PANELS = ("primaries", "replay", "identity", "survival", "memory", "motion")
+PANELS = ("primaries", "replay", "identity", "survival", "memory", "motion", "frontier")
 
 
 def draw(result: Mapping[str, Any], panel: str, *, kind: str = "svg") -> bytes | None:
@@ -37,7 +42,7 @@ def draw(result: Mapping[str, Any], panel: str, *, kind: str = "svg") -> bytes |
     figure = Figure(figsize=(9.2, 4.6), dpi=160, facecolor="white", layout="constrained")
     painters = {
         "primaries": _primaries, "replay": _replay, "identity": _identity, "survival": _survival,
-        "memory": _memory, "motion": _motion,
+        "memory": _memory, "motion": _motion, "frontier": _frontier,
     }  # fmt: skip
     if not painters[panel](figure, result):
         return None
@@ -243,3 +248,43 @@ def _motion(figure: Any, result: Mapping[str, Any]) -> bool:
         labelcolor="linecolor",
     )  # fmt: skip
     return True
+
+
+def _frontier(figure: Any, result: Mapping[str, Any]) -> bool:
+    """What is lost beside what is held: rows of one family as a line with intervals, the others as
+    dots, of which the best at its size is named."""
+    found = {loss: frontier.points(result, loss) for loss in frontier.LOSSES}
+    lines = {loss: frontier.families(own) for loss, own in found.items()}
+    if not any(lines.values()):
+        return False
+    names = list(dict.fromkeys(name for own in lines.values() for name in own))
+    for own, loss in zip(figure.subplots(1, len(found)), found, strict=True):
+        for name, family in lines[loss].items():
+            colour = _FAMILIES[names.index(name) % len(_FAMILIES)]
+            _measured(own, family, colour, fmt="-o", linewidth=1.7, markersize=5, label=name)
+        lone = [point for point in found[loss] if point.family not in lines[loss]]
+        dots = [point.held for point in lone], [point.mean for point in lone]
+        own.plot(*dots, "o", color=_SOFT, markersize=3.5, alpha=0.55)
+        for point in (p for p in frontier.best(found[loss]) if p in lone):
+            own.annotate(
+                point.row, (point.held, point.mean), (7, 0), textcoords="offset points",
+                fontsize=8, color=_SOFT, va="center",
+            )  # fmt: skip
+        own.set_xlabel("tokens of history held", color=_INK)
+        own.set_title(frontier.LOSSES[loss], loc="left", fontsize=10, color=_INK)
+        own.set_xlim(left=0)
+        own.set_ylim(bottom=0)
+        own.spines[["top", "right"]].set_visible(False)
+        own.grid(color=_GRID, linewidth=0.8)
+        own.set_axisbelow(True)
+    figure.axes[0].legend(frameon=False, fontsize=8, labelcolor="linecolor", handlelength=2.8)
+    return True
+
+
+def _measured(axes: Any, found: Sequence[frontier.Point], colour: str, **how: Any) -> None:
+    """Points with their intervals."""
+    means = [point.mean for point in found]
+    bounds = [[p.mean - p.low for p in found], [p.high - p.mean for p in found]]
+    axes.errorbar(
+        [p.held for p in found], means, yerr=bounds, color=colour, elinewidth=0.9, **how
+    )  # fmt: skip

@@ -19,9 +19,13 @@ from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_plot import draw
 from packcache.files import replacing, write_json, write_text
 
-__all__ = ["COLUMNS", "lines", "nats", "power_lines", "render", "row_cells", "save"]
+__all__ = ["COLUMNS", "UNITS", "lines", "nats", "power_lines", "render", "row_cells", "save"]
 
-_UNITS = {"recall": "points", "replay_kl": "nats", "identity_drift": "points", "motion_ratio": "x"}
+#: What a primary's loss is counted in.
+UNITS = {
+    "recall": "points", "replay_kl": "nats", "identity_drift": "points",
+    "motion_ratio": "log ratio",
+}  # fmt: skip
 
 #: Columns of free running: (name, where it stands, head, factor, decimals). Motion comes first.
 COLUMNS = (
@@ -64,8 +68,8 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         rows = [one for one in result["primaries"] if one["primary"] == primary["name"]]
         if not rows:
             continue
-        unit = _UNITS.get(primary["name"], "")
-        told.append(f"{primary['name']} ({unit}), full {rows[0]['reference']:.3g}")
+        unit = UNITS[primary["name"]]
+        told.append(f"{primary['name']}, full {rows[0]['reference']:.3g}, lost in {unit}")
         for one in rows:
             lost = f"{one['lost']:+.3g} ({one['low']:+.3g} to {one['high']:+.3g})"
             why = f": {one['why']}" if one["why"] else ""
@@ -163,6 +167,7 @@ def _parts(result: Mapping[str, Any]) -> list[str]:
         told += ["<h2>Replay</h2>", _figure(result, "replay"), _replay(result)]
     if result["memory"]:
         told += ["<h2>Memory</h2>", _figure(result, "memory")]
+    told.append(_figure(result, "frontier"))
     for plan in sorted(result["running"], key=lambda plan: plan["frames"]):
         if plan["rows"]:
             told += [f"<h2>{plan['frames']} frames, made freely</h2>", _running(plan)]

@@ -6,18 +6,21 @@ found. Beside the evaluation: that of its ablations, and the paper's Table 2.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from packcache.errors import InvalidSetting
 from packcache.evaluate.claims import CLAIMS, claims_table, losses_section
 from packcache.evaluate.evaluation import SCHEMA
+from packcache.evaluate.evaluation_plot import draw
 from packcache.evaluate.evaluation_report import COLUMNS, nats, power_lines, row_cells
 from packcache.evaluate.results_ablations import ablations_section, by_frame
-from packcache.files import read_result
+from packcache.files import read_result, replacing
 from packcache.markdown import table
 
-__all__ = ["read_evaluation", "render"]
+__all__ = ["draw_frontier", "read_evaluation", "render"]
 
 TAG = "*embedded model*"
 
@@ -28,6 +31,13 @@ Made by `packcache evaluate page` from `{name}`; do not edit. All rows share
 prompts and draws; differences are paired by prompt, with 95 % bootstrap intervals. What is asked,
 and what counts as no worse, was fixed in `benchmarks/protocol.toml` (hash `{hash}`) before the
 first result. All of it is of one small model ({tag}); another one has to be asked itself.{cut}
+"""
+
+_FRONTIER = """\
+![What is lost beside the tokens of history held]({picture})
+
+Rows that differ only in size are a line with 95 % intervals, the others dots; the best of a size is
+named (*embedded model*).
 """
 
 _CUT = """
@@ -50,9 +60,10 @@ def render(
     *,
     ablations: Mapping[str, Any] | None = None,
     cost: str = "",
+    picture: str = "",
 ) -> str:
-    """The whole page as Markdown: an evaluation, the one of its ablations, and what a benchmark
-    says of the cost (`bench.paper`)."""
+    """The whole page as Markdown: an evaluation, the one of its ablations, what a benchmark says of
+    the cost (`bench.paper`), and where the picture of the frontier lies."""
     work = result["workload"]
     cut = _CUT.format(quick=work["quick"]) if work["exploratory"] else ""
     left = ", ".join(f"{part} {count} clips" for part, count in result["missing"].items())
@@ -61,11 +72,25 @@ def render(
     parts += [_power(result), _claims(result), losses_section(result, TAG), _primaries(result)]
     parts += [_running(plan) for plan in _plans(result)]
     parts += [_replay(result), _memory(result), cost]
+    parts += [ablations_section(ablations, TAG)] if ablations is not None else []
+    parts += [_FRONTIER.format(picture=picture)] if picture else []
     if ablations is not None:
-        parts.append(ablations_section(ablations, TAG))
         parts += [_running(plan, of=" (settings moved)") for plan in _plans(ablations)]
         parts += [by_frame(plan, TAG) for plan in _plans(ablations)[-1:]]
     return "\n".join(part for part in parts if part)
+
+
+def draw_frontier(result: Mapping[str, Any], path: Path, *, page: Path) -> str:
+    """Write the frontier's picture; returns where it lies, seen from the page. Raises
+    InvalidSetting for a name that is no PNG, and where there is nothing to draw."""
+    if path.suffix.lower() != ".png":
+        raise InvalidSetting(f"cannot draw {path.name!r}: known is .png")
+    drawn = draw(result, "frontier", kind="png")
+    if drawn is None:
+        raise InvalidSetting("no frontier: no two rows differ only in what they hold")
+    with replacing(path) as draft:
+        draft.write_bytes(drawn)
+    return Path(os.path.relpath(path, page.parent)).as_posix()
 
 
 def _plans(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
