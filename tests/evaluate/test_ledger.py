@@ -43,7 +43,31 @@ def test_a_kill_in_a_line_costs_that_line_only(tmp_path, cut):
     again = Ledger(path, IDENTITY)
     assert list(again.found) == [(0,), (1,)]
     again.add((2,), {"digit": 2})
-    assert path.read_bytes() == whole
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line.pop("seconds") >= 0 for line in told[1:]] == [True] * 3
+    assert told[1:] == [{"key": [number], "values": {"digit": number}} for number in range(3)]
+
+
+def test_what_an_answer_took_is_told_and_taken_along(tmp_path, monkeypatch):
+    clock = iter([10.0, 12.5, 13.0, 20.0, 21.0, 30.0])
+    monkeypatch.setattr("packcache.evaluate.ledger.time.process_time", lambda: next(clock))
+    piece = Ledger(tmp_path / "clips.0.jsonl", IDENTITY)
+    piece.add((0,), {"digit": 0})
+    piece.add((0,), {"kl": 1})
+    piece.add((1,), {"digit": 1})
+    assert piece.seconds == {(0,): 3.0, (1,): 7.0}
+    known = Ledger(
+        tmp_path / "clips.jsonl", IDENTITY
+    )  # from 21 on: what is taken took nothing here
+    known.take(piece)
+    known.add((2,), {"digit": 2})
+    monkeypatch.undo()
+    path = tmp_path / "clips.jsonl"
+    assert Ledger(path, IDENTITY).seconds == {(0,): 3.0, (1,): 7.0, (2,): 9.0}
+    old = '{"key": [3], "values": {"digit": 3}}\n'  # of a version that did not say
+    path.write_text(path.read_text() + old)
+    again = Ledger(path, IDENTITY)
+    assert (3,) in again.found and (3,) not in again.seconds
 
 
 def test_a_kill_in_the_first_line_costs_nothing(tmp_path):

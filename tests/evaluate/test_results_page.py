@@ -28,6 +28,7 @@ ROW = {
 RESULT = {
     "schema": "packcache.evaluate/2",
     "missing": {"run 49": 3},
+    "spent": {"core_hours": 7.25, "answers": 30, "of": 40},
     "environment": {
         "processor": "a", "cores": 2, "device": "cpu", "torch": "2", "python": "3",
         "packcache": "0", "commit": "c",
@@ -109,7 +110,10 @@ def test_the_page_says_what_was_found():
     assert "NOT told from full" in page and "**Exploratory**: cut to 8 prompts" in page
     assert "worse" in page and "90 %" in page
     assert "| window 2 | 0.5000 (0.4000 to 0.6000) |" in page
+    assert "told at c; clips and answers took 7.2 hours of one core for 30 of 40 (" in page
     whole = copy.deepcopy(RESULT)
+    whole["spent"]["of"] = 30
+    assert "took 7.2 hours of one core (" in render(whole, "evaluate.json")
     whole["workload"]["exploratory"], whole["missing"] = False, {}
     assert "**Not complete**: missing are run 49 3 clips." in page
     told = render(whole, "evaluate.json")

@@ -139,6 +139,7 @@ class Evaluation:
             "environment": environment(weight.device, weight.dtype),
             "workload": self._workload(),
             "missing": self.missing,
+            "spent": self._spent(),
             "primaries": [one.to_json() for one in compared],
             "power": [asdict(one) for one in power(self.protocol, compared)],
             "versus": self._beside_baselines(paired),
@@ -176,6 +177,12 @@ class Evaluation:
             "device": self.pipeline.device.type,
             "dtype": str(self.pipeline.dtype).removeprefix("torch."),
         }
+
+    def _spent(self) -> dict[str, Any]:
+        """Hours of cores that answers took, and of how many of them that is known."""
+        seconds = self.known.seconds
+        hours = round(sum(seconds.values()) / 3600, 3)
+        return {"core_hours": hours, "answers": len(seconds), "of": len(self.known.found)}
 
     def _workload(self) -> dict[str, Any]:
         plans = [

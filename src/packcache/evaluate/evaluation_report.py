@@ -19,7 +19,17 @@ from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_plot import draw
 from packcache.files import replacing, write_json, write_text
 
-__all__ = ["COLUMNS", "UNITS", "lines", "nats", "power_lines", "render", "row_cells", "save"]
+__all__ = [
+    "COLUMNS",
+    "UNITS",
+    "lines",
+    "nats",
+    "power_lines",
+    "render",
+    "row_cells",
+    "save",
+    "spent_words",
+]
 
 #: What a primary's loss is counted in.
 UNITS = {
@@ -100,6 +110,13 @@ def _subtitle(result: Mapping[str, Any]) -> str:
         f"model {work['model']}, protocol {work['protocol']}{cut}; {place['device']}, PyTorch "
         f"{place['torch']}, packcache {place['packcache']} at {place['commit']}"
     )
+
+
+def spent_words(result: Mapping[str, Any]) -> str:
+    """What clips and answers took, where that is known."""
+    spent = result["spent"]
+    part = "" if spent["answers"] == spent["of"] else f" for {spent['answers']} of {spent['of']}"
+    return f"clips and answers took {spent['core_hours']:.1f} hours of one core{part}"
 
 
 def _check(result: Mapping[str, Any]) -> None:

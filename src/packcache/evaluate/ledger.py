@@ -1,15 +1,17 @@
 """What a long evaluation has found so far, clip by clip: a run that is asked again goes on.
 
     {"schema": "packcache.ledger/1", "identity": {...}}
-    {"key": ["full", "recall", 12], "values": {...}}
+    {"key": ["full", "recall", 12], "values": {...}, "seconds": 4.1}
 
-Lines are appended as clips end. A line that was cut off by a kill is dropped; what it told is asked
-again. Results of another question are refused, never mixed.
+Lines are appended as clips end, with the seconds of cores that the process took since the line
+before. A line that was cut off by a kill is dropped; what it told is asked again. Results of
+another question are refused, never mixed.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ class Ledger:
         self.path = path
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self.found: dict[Key, dict[str, Any]] = {}
+        self.seconds: dict[Key, float] = {}  # of those whose lines say it
+        self._last = time.process_time()
         if path is not None:
             whole = self._read(path) if path.exists() else 0
             self._cut(path, whole)
@@ -50,8 +54,26 @@ class Ledger:
 
     def add(self, key: Key, values: Mapping[str, Any]) -> None:
         """Keep what was found; of a key told twice, what was told last counts."""
-        self.found[key] = self.found.get(key, {}) | dict(values)
-        self._append({"key": list(key), "values": dict(values)})
+        now = time.process_time()
+        self._add(key, values, round(now - self._last, 3))
+        self._last = now
+
+    def take(self, other: Ledger) -> None:
+        """Keep what another one found, and what that took."""
+        for key, values in other.found.items():
+            self._add(key, values, other.seconds.get(key))
+
+    def _add(self, key: Key, values: Mapping[str, Any], seconds: float | None) -> None:
+        line = {"key": list(key), "values": dict(values)}
+        line |= {} if seconds is None else {"seconds": seconds}
+        self._keep(line)
+        self._append(line)
+
+    def _keep(self, line: Mapping[str, Any]) -> None:
+        key = tuple(line["key"])
+        self.found[key] = self.found.get(key, {}) | line["values"]
+        if "seconds" in line:
+            self.seconds[key] = self.seconds.get(key, 0.0) + float(line["seconds"])
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self.path is None:
@@ -71,8 +93,7 @@ class Ledger:
             if header is not None:
                 self._check(header["schema"], header["identity"])
             for line in lines:
-                key = tuple(line["key"])
-                self.found[key] = self.found.get(key, {}) | line["values"]
+                self._keep(line)
         except OSError as error:
             raise InputFileError(f"{path} cannot be read ({error.strerror}): check it") from None
         except (ValueError, KeyError, TypeError, AttributeError):

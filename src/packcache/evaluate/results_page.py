@@ -15,7 +15,7 @@ from packcache.errors import InvalidSetting
 from packcache.evaluate.claims import CLAIMS, claims_table, losses_section
 from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_plot import draw
-from packcache.evaluate.evaluation_report import COLUMNS, nats, power_lines, row_cells
+from packcache.evaluate.evaluation_report import COLUMNS, nats, power_lines, row_cells, spent_words
 from packcache.evaluate.results_ablations import ablations_section, by_frame
 from packcache.files import read_result, replacing
 from packcache.markdown import table
@@ -102,7 +102,7 @@ def _place(result: Mapping[str, Any]) -> str:
     return (
         f"{place['processor']}, {place['cores']} cores, {place['device']}; PyTorch "
         f"{place['torch']}, Python {place['python']}, packcache {place['packcache']}, "
-        f"told at {place['commit']} ({TAG}).\n"
+        f"told at {place['commit']}; {spent_words(result)} ({TAG}).\n"
     )
 
 

@@ -124,8 +124,7 @@ def _run_shared(
 def gather(known: Ledger, folder: Path) -> None:
     """Take what processes found into the ledger of the folder."""
     for path in _pieces(folder):
-        for key, values in Ledger(path, known.identity).found.items():
-            known.add(key, values)
+        known.take(Ledger(path, known.identity))
         path.unlink()
 
 
