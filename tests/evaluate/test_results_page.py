@@ -114,6 +114,8 @@ def test_the_page_says_what_was_found():
     whole = copy.deepcopy(RESULT)
     whole["spent"]["of"] = 30
     assert "took 7.2 hours of one core (" in render(whole, "evaluate.json")
+    whole["spent"]["answers"] = 0
+    assert "told at c (" in render(whole, "evaluate.json")
     whole["workload"]["exploratory"], whole["missing"] = False, {}
     assert "**Not complete**: missing are run 49 3 clips." in page
     told = render(whole, "evaluate.json")

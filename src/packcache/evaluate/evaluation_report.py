@@ -113,10 +113,12 @@ def _subtitle(result: Mapping[str, Any]) -> str:
 
 
 def spent_words(result: Mapping[str, Any]) -> str:
-    """What clips and answers took, where that is known."""
+    """What clips and answers took, as the end of a sentence; empty where nobody knows."""
     spent = result["spent"]
+    if not spent["answers"]:
+        return ""
     part = "" if spent["answers"] == spent["of"] else f" for {spent['answers']} of {spent['of']}"
-    return f"clips and answers took {spent['core_hours']:.1f} hours of one core{part}"
+    return f"; clips and answers took {spent['core_hours']:.1f} hours of one core{part}"
 
 
 def _check(result: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ def ablations_section(result: Mapping[str, Any], tag: str) -> str:
         f"(`benchmarks/ablations.toml`, hash `{work['protocol']}`). Tokens held are of "
         "history, in the longest memory clips. KL is over all latent frames; differences of KL are "
         "over those since either row gave up a token. Exploratory: no correction for many "
-        f"looks; {spent_words(result)} ({tag}).{_left(result)}\n"
+        f"looks{spent_words(result)} ({tag}).{_left(result)}\n"
     )
     return "\n".join(
         (intro, _rows(result, base, tag), "", claims_table(ABLATIONS, result, tag), "")

@@ -102,7 +102,7 @@ def _place(result: Mapping[str, Any]) -> str:
     return (
         f"{place['processor']}, {place['cores']} cores, {place['device']}; PyTorch "
         f"{place['torch']}, Python {place['python']}, packcache {place['packcache']}, "
-        f"told at {place['commit']}; {spent_words(result)} ({TAG}).\n"
+        f"told at {place['commit']}{spent_words(result)} ({TAG}).\n"
     )
 
 
