@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import packcache as pc
+from packcache.bench.paper import cost_section, read_benchmark
 from packcache.evaluate.clips import Clips
 from packcache.evaluate.evaluation import LEDGER, Evaluation
 from packcache.evaluate.ledger import Ledger
@@ -28,6 +29,7 @@ STORED = {
     "quick": ROOT / "benchmarks" / "protocol.toml",
     "quick_ablations": ROOT / "benchmarks" / "ablations.toml",
 }
+TIMED = ("3b_i2v_24", "3b_i2v_48", "digits_384")  # as the Makefile names them
 WITHIN = 1e-6
 
 
@@ -86,6 +88,19 @@ def test_the_page_follows_from_the_tables():
     moved = results["quick_ablations"]
     page = render(results["quick"], "evaluate.json", ablations=moved, picture="frontier.png")
     assert page == (RESULTS / "quick" / "results.md").read_text()
+
+
+def test_the_results_follow_from_the_protocols_tables():
+    """docs/results.md, from the whole protocol's stored tables (and its ablations', once there)."""
+    moved = RESULTS / "evaluate_ablations" / "evaluate.json"
+    page = render(
+        read_evaluation(RESULTS / "evaluate" / "evaluate.json"),
+        "evaluate.json",
+        ablations=read_evaluation(moved) if moved.exists() else None,
+        cost=cost_section([read_benchmark(RESULTS / f"bench_{name}.json") for name in TIMED]),
+        picture="images/frontier.png",
+    )
+    assert page == (ROOT / "docs" / "results.md").read_text()
 
 
 @pytest.mark.parametrize("label", ["full", "packcache 2", "window 2"])
