@@ -94,6 +94,12 @@ def test_every_row_has_its_numbers(result):
     assert json.loads(json.dumps(result, allow_nan=True))["schema"] == "packcache.evaluate/2"
 
 
+def test_what_its_answers_took_is_told_of_all_of_them(asked, result):
+    spent = result["spent"]
+    assert spent["answers"] == spent["of"] == len(asked.known.found)
+    assert spent["core_hours"] == round(sum(asked.known.seconds.values()) / 3600, 3) > 0
+
+
 def test_a_row_that_is_the_same_loses_nothing(result):
     for one in (one for one in result["primaries"] if one["row"] == "again"):
         assert one["lost"] == one["low"] == one["high"] == 0 and one["p"] == 1

@@ -1,4 +1,4 @@
-"""An evaluation by several processes, one core each: a little faster than threads.
+"""An evaluation by several processes that share its batches.
 
     with locked(folder):
         evaluation = Evaluation(pipeline, asked, folder)
