@@ -13,9 +13,9 @@ from packcache.bench.paper import cost_section, read_benchmark
 from packcache.cli import app
 from packcache.errors import InputFileError, InvalidSetting
 from packcache.evaluate.claims import ABLATIONS, CLAIMS, Claim
-from packcache.evaluate.evaluation import is_compared
 from packcache.evaluate.protocol import read_protocol
 from packcache.evaluate.results_page import read_evaluation, render
+from packcache.evaluate.running_tables import is_compared
 from tests.test_docs import NUMBER, TAGS, blocks
 from tests.tools import ROOT
 

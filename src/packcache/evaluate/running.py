@@ -165,6 +165,10 @@ class Running:
 
     # --- what was found -----------------------------------------------------------------------
 
+    def asked(self, label: str) -> bool:
+        """Is anything known of a row?"""
+        return any(key[:2] == (label, self.part) for key in self.known.found)
+
     def values(self, label: str, name: str) -> Values:
         """`[prompts, seeds]` of a number, `[prompts, seeds, latents]` of a series; NaN where there
         is none. Rows that no policy made have one seed."""
