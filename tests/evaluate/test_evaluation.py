@@ -91,7 +91,7 @@ def test_every_row_has_its_numbers(result):
     assert {row for primary, row in told if primary == "replay_kl"} == everyone - {"other draws"}
     (plan,) = result["running"]
     assert set(by_row(plan["rows"])) == everyone | {"full", "ceiling", "floor"}
-    assert json.loads(json.dumps(result, allow_nan=True))["schema"] == "packcache.evaluate/2"
+    assert json.loads(json.dumps(result, allow_nan=False))["schema"] == "packcache.evaluate/3"
 
 
 def test_what_its_answers_took_is_told_of_all_of_them(asked, result):
@@ -104,7 +104,10 @@ def test_a_row_that_is_the_same_loses_nothing(result):
     for one in (one for one in result["primaries"] if one["row"] == "again"):
         assert one["lost"] == one["low"] == one["high"] == 0 and one["p"] == 1
     again = by_row(result["running"][0]["rows"])["again"]
-    assert again["diverged"] is None and set(again["curves"]["psnr"]["mean"]) == {100.0}
+    never = {"clips": 5, "never": 1.0, "code": None, "latent": None, "first_latent": None}
+    assert again["diverged"] == never and set(again["curves"]["psnr"]["mean"]) == {100.0}
+    assert set(again["excess"]["sharpness"]["mean"]) == {0.0}
+    assert again["motion_ratio"]["low"] == again["motion_ratio"]["high"] == 1
 
 
 def test_clips_are_the_full_caches_until_something_is_missed(asked, result):
@@ -117,6 +120,62 @@ def test_clips_are_the_full_caches_until_something_is_missed(asked, result):
     psnr = rows["window"]["curves"]["psnr"]["mean"]
     assert psnr[:2] == [100.0, 100.0] and psnr[-1] < 100
     assert asked.runnings[0].values("other draws", "diverged")[0, 0] == 0
+    assert rows["other draws"]["diverged"]["first_latent"] == 0
+    parted = rows["window"]["diverged"]
+    each = asked.runnings[0].clips.stored(ROWS[0], 0, 0).codes[0].numel()
+    assert parted["first_latent"] >= 2 and parted["latent"] == parted["code"] // each
+    assert set(rows["window"]["excess"]["sharpness"]["mean"][:2]) == {0.0}
+
+
+def test_the_first_code_that_differs_is_found(asked, result):
+    """By the stored clips, code by code."""
+    running = asked.runnings[0]
+    firsts = []
+    for number in range(5):
+        own, full = (
+            running.clips.stored(asked.protocol.rows[label], number, 0)
+            for label in ("window", "full")
+        )
+        pairs = zip(own.codes.flatten().tolist(), full.codes.flatten().tolist(), strict=True)
+        firsts.append(next((n for n, (a, b) in enumerate(pairs) if a != b), np.inf))
+    told = by_row(result["running"][0]["rows"])["window"]["diverged"]
+    assert told["never"] == np.mean(np.isinf(firsts))
+    middle = np.median(firsts)
+    assert told["code"] == (None if np.isinf(middle) else int(middle))
+
+
+def test_marks_say_when_a_cache_is_full_packs_and_slides(result):
+    (plan,) = result["running"]
+    rows = by_row(plan["rows"])
+    assert rows["window"]["marks"]["text"] == {"fills": 0, "packs": 1, "slides": 1}
+    assert rows["window"]["marks"]["image"] == {"fills": 1, "packs": 2, "slides": 2}
+    assert set(rows["full"]["marks"]["text"].values()) == {None}
+    assert rows["ceiling"]["marks"] is None
+
+
+def test_a_given_frame_is_nobodys_work(asked):
+    running = asked.runnings[0]
+    given = np.array([case.with_image for case in running.cases])
+    whole, made = running.values("full", "digit"), running.made("full", "digit")
+    assert given.any() and not np.isnan(whole[given][:, :, 0]).any()
+    assert np.isnan(made[given][:, :, 0]).all()
+    np.testing.assert_array_equal(made[~given], whole[~given])
+    np.testing.assert_array_equal(made[:, :, 1:], whole[:, :, 1:])
+    told = by_row(asked.result()["running"][0]["rows"])["full"]["true"]["digit"]["mean"]
+    assert told == pytest.approx(100 * np.nanmean(np.nanmean(made[:, 0], axis=1)))
+
+
+def test_survival_is_of_clips_of_one_digit(asked, result):
+    one = sum(case.scene.kind == "one" for case in asked.runnings[0].cases)
+    assert 0 < one < 5  # the fourth scene has two
+    assert by_row(result["running"][0]["rows"])["full"]["survival"]["clips"] == one
+
+
+def test_what_drops_the_image_is_asked_of_clips_that_have_one(asked, result):
+    told = {(one["primary"], one["row"]): one["prompts"] for one in result["primaries"]}
+    images = sum(case.with_image for case in asked.replay.cases)
+    assert told["replay_kl", "no image"] == images < told["replay_kl", "window"] == 5
+    assert told["recall", "no image"] == 1 < told["recall", "window"] == 2  # every other one
 
 
 def test_a_still_clip_stands_still_and_the_ceiling_is_high(result):
@@ -162,7 +221,8 @@ def test_parts_by_themselves(pipeline):
     told = alone.result()
     assert told["memory"] and not told["replay"] and not told["running"][0]["rows"]
     # three rows beside full along 5 clips, and all four along one true clip; 5 rows free-running
-    assert told["missing"] == {"replay": 3 * 5 + 4, "run 13": 5 * 5}
+    # and the two that no policy makes, of each prompt
+    assert told["missing"] == {"replay": 3 * 5 + 4, "run 13": 5 * 5 + 5}
     assert "NOT COMPLETE, missing: replay 19 clips" in evaluation_report.lines(told)[0]
     assert {one["primary"] for one in told["primaries"]} == {"recall"}
     assert "recall" in "\n".join(evaluation_report.lines(told))
@@ -203,7 +263,7 @@ def test_files_are_written_whole(result, tmp_path):
     paths = evaluation_report.save(result, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(paths)
     assert paths["evaluate.png"].read_bytes()[:4] == b"\x89PNG"
-    assert json.loads(paths["evaluate.json"].read_text())["schema"] == "packcache.evaluate/2"
+    assert json.loads(paths["evaluate.json"].read_text())["schema"] == "packcache.evaluate/3"
 
 
 def test_an_unknown_panel(result):
@@ -291,6 +351,7 @@ def test_without_the_still_clip_nothing_is_no_worse(pipeline, asked, folder, tmp
     result = Evaluation(pipeline, protocol(), tmp_path).result()
     told = {one["why"] for one in result["primaries"] if one["primary"] == "identity_drift"}
     assert "the clip that stands still was not made: go on" in told
+    assert result["missing"] == {"run 13": 5}
 
 
 def test_machines_are_not_mixed(pipeline, folder, asked):

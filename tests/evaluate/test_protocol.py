@@ -7,7 +7,7 @@ import re
 import pytest
 
 from packcache.errors import InputFileError, InvalidSetting
-from packcache.evaluate.protocol import AnchorsDropped, Row, read_protocol
+from packcache.evaluate.protocol import REGISTERED, AnchorsDropped, Row, read_protocol
 from packcache.policies import PackCache
 from packcache.timeline import FrameLayout, Role, Span, Timeline
 from tests.tools import ROOT
@@ -47,6 +47,24 @@ def test_the_hash_is_of_the_file(tmp_path):
     assert read_protocol(other).hash != read_protocol(SHIPPED).hash
 
 
+def test_only_the_registered_protocol_decides(tmp_path):
+    """Its hash stands in the code; a word that is changed makes it another."""
+    assert {read_protocol(ROOT / path).hash: path for path in REGISTERED.values()} == REGISTERED
+    asked = read_protocol(SHIPPED)
+    assert asked.exploratory is None and asked.cut(8).exploratory == "cut to 8 prompts"
+    other = tmp_path / "protocol.toml"
+    other.write_text(SHIPPED.read_text() + "# mine\n")
+    assert read_protocol(other).exploratory == "not by a registered protocol"
+    ablations = read_protocol(ROOT / "benchmarks" / "ablations.toml")
+    assert ablations.exploratory == "not by a registered protocol"
+
+
+def test_controls_are_broken_copies_of_what_is_there():
+    asked = read_protocol(SHIPPED)
+    intact = {row.label: asked.intact(row) for row in asked.rows_of("control")}
+    assert {row and row.label for row in intact.values()} == {"packcache 2"}
+
+
 def test_a_quick_one_is_smaller_and_says_so():
     asked = read_protocol(SHIPPED)
     quick = asked.cut(8)
@@ -78,6 +96,20 @@ def test_a_quick_one_is_smaller_and_says_so():
         ),
         ("seeds = 2\n", "seeds = 3\n", "running takes 3 seeds of 2"),
         ('positions = "absolute"', 'positions = "absolut"', "has positions 'absolut', expected"),
+        ("prompts = 256", 'prompts = "256"', "replay has prompts '256', expected int"),
+        ("prompts = 256", "prompts = true", "replay has prompts True, expected int"),
+        ("known = [0.0, 0.5]", "known = 0.5", "replay has known 0.5, expected a list"),
+        ("gaps = [1, 2", 'gaps = ["1", 2', "memory has gaps '1', expected int"),
+        ('"full, other draws" = 32 }', '"full, other draws" = "32" }', "prompts_of '32', expected"),
+        ('name = "recall"', 'name = "recal"', "unknown primary 'recal': known are recall"),
+        (
+            'name = "recall"',
+            'name = "replay_kl"',
+            "'replay_kl' is from 'memory', expected 'replay'",
+        ),
+        ('name = "identity_drift"', 'name = "motion_ratio"', "two primaries have one name"),
+        ("rules = [", "rule = [", "exclusions has rules None, expected a list of sentences"),
+        ('model = "digits"', 'model = "3b"', "clips are of model '3b', whose truth nobody knows"),
     ],
 )
 def test_what_is_no_protocol_is_one_line(tmp_path, old, new, message):

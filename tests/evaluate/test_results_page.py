@@ -12,21 +12,33 @@ from typer.testing import CliRunner
 from packcache.bench.paper import cost_section, read_benchmark
 from packcache.cli import app
 from packcache.errors import InputFileError, InvalidSetting
+from packcache.evaluate.cells import DRIFTS
 from packcache.evaluate.claims import ABLATIONS, CLAIMS, Claim
-from packcache.evaluate.protocol import read_protocol
+from packcache.evaluate.protocol import REGISTERED, read_protocol
 from packcache.evaluate.results_page import read_evaluation, render
 from packcache.evaluate.running_tables import is_compared
 from tests.test_docs import NUMBER, TAGS, blocks
 from tests.tools import ROOT
 
 SUMMARY = {"clips": 8, "mean": 0.5, "low": 0.4, "high": 0.6}
+SIGNED = {"mean": -0.5, "low": -0.6, "high": -0.4}
 ROW = {
     "row": "packcache 2",
     "true": dict.fromkeys(("identity", "digit", "colour", "count"), SUMMARY),
     "clip": {"flow_motion_top5_dis": SUMMARY, "direction": SUMMARY, "held": SUMMARY},
-}
+    "diverged": {"clips": 8, "never": 0.25, "code": 532, "latent": 3, "first_latent": 2},
+    "likeness": {"psnr": SUMMARY, "ssim": SUMMARY},
+    "motion_ratio": {"mean": 1.0, "low": 0.9, "high": 1.1},
+    "survival": {"steps": [{"survival": 1.0, "low": 0.9, "high": 1.0},
+                           {"survival": 0.5, "low": 0.25, "high": 0.75}]},
+    "drift": {name: {"signed": SIGNED, "excess": SIGNED} for name, _, _, _ in DRIFTS},
+}  # fmt: skip
+FULL = {
+    **ROW, "row": "full", "diverged": None, "motion_ratio": None,
+    "drift": {name: {"signed": SIGNED, "excess": None} for name, _, _, _ in DRIFTS},
+}  # fmt: skip
 RESULT = {
-    "schema": "packcache.evaluate/2",
+    "schema": "packcache.evaluate/3",
     "missing": {"run 49": 3},
     "spent": {"core_hours": 7.25, "answers": 30, "of": 40},
     "environment": {
@@ -34,7 +46,7 @@ RESULT = {
         "packcache": "0", "commit": "c",
     },
     "workload": {
-        "protocol": "abc", "exploratory": True, "quick": 8, "model": "digits",
+        "protocol": "abc", "exploratory": "cut to 8 prompts", "quick": 8, "model": "digits",
         "primaries": [{"name": "recall"}],
         "rows": {
             "full": {"role": "reference"}, "packcache 2": {"role": "policy"},
@@ -43,17 +55,27 @@ RESULT = {
     },
     "primaries": [
         {
-            "primary": "recall", "row": "window 2", "reference": 50.0, "mean": 10.0, "lost": 40.0,
-            "low": 30.0, "high": 50.0, "p": 0.001, "p_holm": 0.01, "verdict": "worse", "why": "",
+            "primary": "recall", "row": "window 2", "against": "full", "prompts": 8,
+            "reference": 50.0, "mean": 10.0, "lost": 40.0, "low": 30.0, "high": 50.0, "p": 0.001,
+            "p_holm": 0.01, "verdict": "worse", "why": "",
+        }
+    ],
+    "controls": [
+        {
+            "primary": "recall", "row": "random drop", "against": "packcache 2", "prompts": 8,
+            "reference": 50.0, "mean": 38.0, "lost": 12.0, "low": 11.0, "high": 13.0, "p": 0.001,
+            "p_holm": 0.003, "verdict": "told apart", "why": "",
         }
     ],
     "power": [
-        {"control": "random drop", "on": ["recall"]}, {"control": "rebase off", "on": []},
+        {"control": "random drop", "on": ["recall"], "against": "packcache 2",
+         "beside": ["recall"]},
+        {"control": "rebase off", "on": [], "against": "packcache 2", "beside": []},
     ],
     "versus": [
         {
             "row": "packcache 2", "against": "window 2", "metric": "recall", "mean": -2.0,
-            "low": -3.0, "high": -1.0,
+            "low": -3.0, "high": -1.0, "p": 0.01,
         }
     ],
     "memory": [
@@ -71,11 +93,11 @@ RESULT = {
     ],
     "running": [
         {
-            "frames": 49, "latents": 13, "rows": [ROW],
+            "frames": 49, "latents": 13, "rows": [FULL, ROW], "gate": None,
             "versus": [
                 {
                     "row": "packcache 2", "against": "window 2", "metric": "identity", "mean": 0.1,
-                    "low": 0.05, "high": 0.15,
+                    "low": 0.05, "high": 0.15, "p": 0.02,
                 }
             ],
         }
@@ -96,16 +118,67 @@ def test_a_claim_is_judged_by_the_whole_interval():
     assert near.verdict(both) == "holds here"
 
 
+def test_as_good_as_is_asked_only_where_it_means_something():
+    near = CLAIMS[0]
+    same = {"row": near.row, "against": near.against, "metric": near.metric, "mean": 0.0,
+            "low": -0.01, "high": 0.01, "p": 1.0}  # fmt: skip
+    plan = {**RESULT["running"][0], "frames": near.frames, "versus": [same]}
+
+    def verdict(gate: str | None, low: float, high: float) -> str:
+        row = {**ROW, "motion_ratio": {"mean": 1.0, "low": low, "high": high}}
+        told = {**RESULT, "running": [{**plan, "gate": gate, "rows": [FULL, row]}]}
+        return near.verdict(near.find(told), near.gate(told))
+
+    assert verdict(None, 0.9, 1.1) == "holds here"
+    assert verdict("a still clip", 0.9, 1.1) == "not asked: a still clip"
+    assert verdict(None, 0.7, 1.1) == "not asked: it moves 1.00 (0.70 to 1.10) times as much"
+    same.update(low=-0.3, high=-0.2)  # what is worse is worse all the same
+    assert verdict("a still clip", 0.9, 1.1) == "does not hold here"
+
+
+def test_what_stillness_flatters_has_motion_beside_it():
+    claims = [c for c in (*CLAIMS, *ABLATIONS) if c.metric.startswith(("warp", "flow_interp"))]
+    assert len(claims) == 3
+    for claim in claims:
+        pair = {"row": claim.row, "against": claim.against, "p": 0.5, **SUMMARY}
+        told = [{**pair, "metric": name} for name in (claim.metric, "flow_motion_top5_dis")]
+        plan = {**RESULT["running"][0], "frames": claim.frames, "versus": told}
+        words = claim.told({**RESULT, "running": [plan]})
+        assert words.endswith("; motion +0.50 (+0.40 to +0.60) px")
+
+
+def test_no_page_wears_a_name_of_vbench():
+    """Their dimensions are measured with their networks; ours have names of their own."""
+    names = "subject consistency|background consistency|temporal flickering|motion smoothness"
+    names += "|dynamic degree|aesthetic quality|imaging quality|i2v subject|i2v background"
+    wears = re.compile(names.replace(" ", "[ _]"), re.IGNORECASE)
+    assert wears.search("dynamic degree") and wears.search("Motion_Smoothness")
+    assert not wears.search(render(RESULT, "evaluate.json", ablations=ABLATED))
+    assert not wears.search((ROOT / "docs" / "results.md").read_text())
+
+
 def test_the_page_says_what_was_found():
     page = render(RESULT, "evaluate.json")
     assert (
-        "| 48 frames: better than a sliding window of as many tokens | +0.1 (+0.05 to +0.15) |"
-        in page
+        "| 48 frames: better than a sliding window of as many tokens | "
+        "+10.0 (+5.0 to +15.0) points | 0.02 | holds here |" in page
     )
     assert (
-        "| and remember more of it (recall, points) | -2 (-3 to -1) | does not hold here |" in page
+        "| and remember more of it (recall) | -2.0 (-3.0 to -1.0) points | 0.02 | "
+        "does not hold here |" in page
     )
     assert page.count("*not run*") == len(CLAIMS) - 2
+    assert "stands in a protocol of hash `abc`" in page and "was fixed in" not in page
+    told = "told from full on recall; from packcache 2 on recall"
+    assert f"control random drop: {told} (" in page
+    assert (
+        "NOT told from full: this suite has no power against it; from packcache 2 on noth" in page
+    )
+    assert "| random drop | packcache 2 | recall | 8 | +12 (+11 to +13) points | 0.003 |" in page
+    assert "| packcache 2 | 25 % | 532 (latent frame 3) | 0.5 (0.4 to 0.6) |" in page
+    assert "| 50 % (25 to 75) | 1.00 (0.90 to 1.10) |" in page
+    assert "| packcache 2 | more than full's | -50.0 (-60.0 to -40.0) |" in page
+    assert "| full | its own | -50.0 (-60.0 to -40.0) |" in page
     assert "What it buys" not in page and "One setting moved" not in page
     assert "NOT told from full" in page and "**Exploratory**: cut to 8 prompts" in page
     assert "worse" in page and "90 %" in page
@@ -116,16 +189,19 @@ def test_the_page_says_what_was_found():
     assert "took 7.2 hours of one core (" in render(whole, "evaluate.json")
     whole["spent"]["answers"] = 0
     assert "told at c (" in render(whole, "evaluate.json")
-    whole["workload"]["exploratory"], whole["missing"] = False, {}
+    whole["workload"]["exploratory"], whole["missing"] = None, {}
+    whole["workload"]["protocol"] = next(iter(REGISTERED))
     assert "**Not complete**: missing are run 49 3 clips." in page
     told = render(whole, "evaluate.json")
-    assert "Exploratory" not in told and "Not complete" not in told
+    assert "**Exploratory**" not in told and "Not complete" not in told
+    assert "was fixed in `benchmarks/protocol.toml`" in told
 
 
 ABLATED = {
     **copy.deepcopy(RESULT),
     "workload": {
-        "protocol": "def", "exploratory": False, "quick": None, "replay": {"prompts": 48},
+        "protocol": "def", "exploratory": "not by a registered protocol", "quick": None,
+        "replay": {"prompts": 48},
         "memory": {"clips": 48},
         "rows": {
             "full": {"policy": "full", "role": "reference"},
@@ -142,12 +218,16 @@ ABLATED = {
     ],
     "versus": [
         {"row": "floor 2 of 5", "against": base, "metric": "replay_kl", "mean": 0.25, "low": 0.2,
-         "high": 0.3}
+         "high": 0.3, "p": 0.03}
         for base in ("packcache 2", "floor 3 of 5")
     ],
     "running": [
         {
-            "frames": 97, "latents": 10, "versus": [],
+            "frames": 97, "latents": 10, "gate": None,
+            "versus": [
+                {"row": "packcache 2", "against": "full", "metric": name, "p": 0.5, **SUMMARY}
+                for name in ("identity", "flow_motion_top5_dis")
+            ],
             "rows": [{**ROW, "curves": {"jitter": {"mean": [None, *range(9)]}}}],
         }
     ],
@@ -165,7 +245,8 @@ def test_what_rounds_to_nothing_has_no_sign():
 def test_losses_are_told_by_whole_intervals():
     page = render(RESULT, "evaluate.json")
     assert "No interval of identity and no verdict says so." in page
-    assert "No interval of identity says so." in page
+    falls = "49 frames: its identity falls by 50.0 (40.0 to 60.0) points from the first frames to"
+    assert falls in page and "No interval of identity or recall says so." not in page
     other = copy.deepcopy(RESULT)
     versus = other["running"][0]["versus"]
     common = {"against": "full", "metric": "identity", "p": 0.01}
@@ -174,9 +255,14 @@ def test_losses_are_told_by_whole_intervals():
     versus.append({"row": "window 2", "mean": 0.2, "low": -0.1, "high": 0.3, **common})
     page = render(other, "evaluate.json")
     lost, failed = page.split("## Where the full cache itself fails")
-    assert "49 frames: packcache 2 beside full, identity: -20.0 points (-30.0 to -10.0; " in lost
-    told = "- 49 frames: window 2 beside full, identity: +20.0 points (+10.0 to +30.0; "
+    assert "49 frames: packcache 2 beside full, identity: -20.0 (-30.0 to -10.0) points (" in lost
+    told = "- 49 frames: window 2 beside full, identity: +20.0 (+10.0 to +30.0) points ("
     assert failed.count(told) == 1
+    forgets = {"row": "full", "gap": 6, "held": 1.0, "recall": {"mean": 20.0, "low": 15.0}}
+    for high, count in ((39.0, 1), (41.0, 0)):  # half of 80, the least after the shortest gap
+        forgets["recall"]["high"] = high
+        again = render({**RESULT, "memory": [*RESULT["memory"], forgets]}, "evaluate.json")
+        assert again.count("- recall after 6 latent frames: 20.0 (15.0 to") == count
     other["primaries"][0]["row"] = "packcache 2"
     told = "- recall: worse than full, by 40 points (30 to 50; *embedded model*)"
     assert told in render(other, "evaluate.json")
@@ -190,7 +276,8 @@ def test_every_claim_is_about_rows_that_are_told_beside_each_other(claims, proto
     for claim in claims:
         row, against = asked.rows[claim.row], asked.rows[claim.against]
         if claim.frames is None:
-            assert against.role == "baseline", claim.text
+            window = against.policy.startswith("window:")
+            assert against.role == "baseline" or window, claim.text
             continue
         (plan,) = [plan for plan in asked.running if plan.frames == claim.frames]
         assert plan.count(row.label) and plan.count(against.label), claim.text
@@ -203,11 +290,14 @@ def test_settings_that_were_moved_stand_beside_the_base():
     assert f"{told} (+0.200 to +0.300) | 40.0 | - |" in page
     assert "| packcache 2 | `packcache:budget=2` | - | 0.500 | - | - | - |" in page
     assert "| full | `full` |" not in page
-    assert "| than one of 2 | +0.25 (+0.2 to +0.3) | holds here |" in page
+    assert "| than one of 2 | +0.250 (+0.200 to +0.300) nats | 0.03 | holds here |" in page
     assert page.count("*not run*") == len(CLAIMS) - 2 + len(ABLATIONS) - 1
     # latent frames 1 to 4 hold 0, 1, 2, 3; 9 alone holds 8
-    assert "| latent frames | 1 to 4 | 5 to 8 | 9 to 9 |" in page
-    assert "| packcache 2 | jitter px | 1.50 | 5.50 | 8.00 |" in page
+    assert "| motion, px | latent frames | 1 to 4 | 5 to 8 | 9 to 9 |" in page
+    assert "| packcache 2 | 0.50 (0.40 to 0.60) | jitter px | 1.50 | 5.50 | 8.00 |" in page
+    # motion against budget: what is held, motion, and both differences from full
+    half, points = "+0.50 (+0.40 to +0.60)", "+50.0 (+40.0 to +60.0)"
+    assert f"| packcache 2 | 0 | 0.50 (0.40 to 0.60) | {half} | {points} |" in page
 
 
 def test_speed_is_told_from_stored_benchmarks_beside_the_papers():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from packcache.evaluate.protocol import (
     Row,
 )
 from packcache.evaluate.statistics import holm
-from packcache.evaluate.verdict import compare, judge_rows, power
+from packcache.evaluate.verdict import beside_intact, compare, judge_rows, power
 
 RECALL = Primary(name="recall", part="memory", better="more", no_worse=3.0)
 KL = Primary(name="replay_kl", part="replay", better="less", no_worse=0.02)
@@ -92,7 +94,7 @@ def test_one_family_of_primaries_and_rows_without_the_floors():
     assert len(family) == 4
     for key, p in holm(family).items():
         assert found[key].p_holm == p
-    assert all(np.isnan(found[name, "noise"].p_holm) for name in paired)
+    assert all(found[name, "noise"].p_holm is None for name in paired)
 
 
 def test_no_worse_is_not_asked_where_the_reference_fails_or_a_row_stands_still():
@@ -107,8 +109,63 @@ def test_no_worse_is_not_asked_where_the_reference_fails_or_a_row_stands_still()
     assert found["recall", "a"].why == "the full cache itself fails"
     assert found["replay_kl", "a"].verdict == "no worse"
     assert found["replay_kl", "still"].verdict == "not asked"
-    assert found["replay_kl", "still"].why == "moves 0.25 times as much as the full cache"
+    why = found["replay_kl", "still"].why
+    assert why.startswith("moves 0.25 times as much as the full cache (0.2")
     assert found["motion_ratio", "still"].verdict == "worse"
+
+
+def test_what_is_worse_is_worse_whatever_could_not_be_asked():
+    asked = protocol(RECALL, MOTION, a="policy")
+    full = np.full(64, 50.0)
+    found = verdicts(
+        asked,
+        {
+            "recall": {"full": full, "a": around(40, 1)},
+            "motion_ratio": {"full": full, "a": full / 4},
+        },
+        gates={"recall": "the full cache itself fails"},
+    )
+    assert found["recall", "a"].verdict == "worse"
+
+
+def test_motion_has_to_be_known_and_its_whole_interval_within():
+    asked = protocol(RECALL, MOTION, a="policy", unasked="policy")
+    full = np.full(64, 50.0)
+    same = {"full": full, "a": around(50, 0.001), "unasked": around(50, 0.001)}
+    wide = np.where(np.arange(64) % 2, 50 * 3, 50 / 3)  # the mean ratio is 1, its interval wide
+    found = verdicts(asked, {"recall": same, "motion_ratio": {"full": full, "a": wide}})
+    assert found["recall", "a"].verdict == "not asked"
+    assert found["recall", "a"].why.startswith("moves 1.00 times as much as the full cache (0.")
+    assert found["recall", "unasked"].why == "how it moves when it runs freely was not asked"
+    without = judge_rows(protocol(RECALL, a="policy", unasked="policy"), {"recall": same})
+    assert {one.verdict for one in without} == {"no worse"}  # a protocol that has no motion
+
+
+def test_controls_stand_beside_what_they_are_a_broken_copy_of():
+    """A control that is the intact row by another name is told from full and not from that."""
+    rows = {"full": Row(label="full", policy="full", role="reference")}
+    for label, policy, role in (
+        ("ours", "packcache:budget=2", "policy"), ("worse", "random:budget=2", "control"),
+        ("same", "packcache:budget=2", "control"), ("alone", "random:budget=3", "control"),
+    ):  # fmt: skip
+        rows[label] = Row(label=label, policy=policy, role=role)  # type: ignore[arg-type]
+    asked = replace(protocol(RECALL), rows=rows)
+    intact = {label: asked.intact(rows[label]) for label in ("worse", "same", "alone")}
+    assert intact == {"worse": rows["ours"], "same": rows["ours"], "alone": None}
+    ours, worse = around(40, 1), around(30, 1)
+    values = {"full": np.full(64, 50.0), "ours": ours, "worse": worse, "same": ours}
+    found = judge_rows(asked, {"recall": values})
+    pairs = {("recall", label): (values[label], ours) for label in ("worse", "same")}
+    beside = beside_intact(asked, pairs)
+    assert {(one.row, one.against): one.verdict for one in beside} == {
+        ("worse", "ours"): "told apart", ("same", "ours"): "not told apart",
+    }  # fmt: skip
+    assert [one.p_holm for one in beside] == [
+        *holm({n: o.p for n, o in enumerate(beside)}).values()
+    ]
+    told = {one.control: one for one in power(asked, found, beside)}
+    assert told["same"].on == ("recall",) and told["same"].beside == ()
+    assert told["worse"].beside == ("recall",) and told["alone"].against == ""
 
 
 def test_controls_give_the_suite_its_power():

@@ -2,7 +2,7 @@
 
     asked = Evaluation(load("digits"), read_protocol(path), folder)
     asked.run()                      # goes on where it was stopped
-    result = asked.result()          # packcache.evaluate/2, plain values
+    result = asked.result()          # packcache.evaluate/3, plain values
 
 A result that is asked for earlier tells what there is, and says what is missing.
 """
@@ -30,13 +30,13 @@ from packcache.evaluate.running import Running
 from packcache.evaluate.running_tables import RunningTables
 from packcache.evaluate.statistics import known_mean
 from packcache.evaluate.told import curve, summary
-from packcache.evaluate.verdict import judge_rows, power
+from packcache.evaluate.verdict import beside_intact, judge_rows, power
 from packcache.lumos.pipeline import Pipeline
 from packcache.lumos.weights import fingerprint
 
 __all__ = ["LEDGER", "PARTS", "SCHEMA", "Evaluation"]
 
-SCHEMA = "packcache.evaluate/2"
+SCHEMA = "packcache.evaluate/3"
 
 #: Where what was found lies in a folder.
 LEDGER = "clips.jsonl"
@@ -117,6 +117,7 @@ class Evaluation:
         weight = self.pipeline.model.lm_head.weight
         paired = self.primaries.paired()
         compared = judge_rows(self.protocol, paired, gates=self.primaries.gates())
+        controls = beside_intact(self.protocol, self.primaries.beside_intact(paired))
         return {
             "schema": SCHEMA,
             "environment": environment(weight.device, weight.dtype),
@@ -124,8 +125,9 @@ class Evaluation:
             "missing": self.missing,
             "spent": self._spent(),
             "primaries": [one.to_json() for one in compared],
-            "power": [asdict(one) for one in power(self.protocol, compared)],
-            "versus": self.primaries.beside_baselines(paired),
+            "controls": [one.to_json() for one in controls],
+            "power": [asdict(one) for one in power(self.protocol, compared, controls)],
+            "versus": self.primaries.versus(paired),
             "memory": self._memory_rows(),
             "replay": self._replay_rows(),
             "running": [RunningTables(running, self.reach).told() for running in self.runnings],
@@ -173,7 +175,7 @@ class Evaluation:
         ]
         return {
             **self._identity(),
-            "exploratory": self.protocol.quick is not None,
+            "exploratory": self.protocol.exploratory,
             "rows": {label: asdict(row) for label, row in self.protocol.rows.items()},
             "replay": asdict(self.protocol.replay),
             "memory": asdict(self.protocol.memory),
@@ -205,6 +207,7 @@ class Evaluation:
                 {
                     "row": label,
                     "first_missed": self.reach.first_of(row, self.protocol.replay.frames),
+                    "marks": self.reach.marks_of(row, self.protocol.replay.frames),
                     **{name: summary(known_mean(values[name])) for name in METRICS},
                     "curves": {name: curve(values[name]) for name in METRICS},
                     "nll_true": self._true(label),

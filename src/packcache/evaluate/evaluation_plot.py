@@ -1,5 +1,5 @@
-"""The pictures of an evaluation, drawn from its JSON alone: forest, curves, survival, memory,
-frontier."""
+"""The pictures of an evaluation, drawn from its JSON alone: forest, curves, drift, survival,
+memory, frontier."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from packcache.errors import InvalidSetting
 from packcache.evaluate import frontier
+from packcache.evaluate.cells import DRIFTS
 
 __all__ = ["PANELS", "draw"]
 
@@ -27,8 +28,16 @@ _STYLES = {
     "floor": (0, (1, 1.5)),
 }  # fmt: skip
 
+#: What a cache does at a latent frame's commit: marker and words.
+_SHAPES = {
+    "fills": ("^", "history is full"), "packs": ("v", "a first token goes"),
+    "slides": ("s", "a first frame is gone"),
+}  # fmt: skip
+
 #: Panels by name; each gets axes and the result, and says whether it had something to draw.
-PANELS = ("primaries", "replay", "identity", "survival", "memory", "motion", "frontier")
+PANELS = (
+    "primaries", "replay", "identity", "drift", "survival", "memory", "motion", "frontier",
+)  # fmt: skip
 
 
 def draw(result: Mapping[str, Any], panel: str, *, kind: str = "svg") -> bytes | None:
@@ -42,7 +51,7 @@ def draw(result: Mapping[str, Any], panel: str, *, kind: str = "svg") -> bytes |
     figure = Figure(figsize=(9.2, 4.6), dpi=160, facecolor="white", layout="constrained")
     painters = {
         "primaries": _primaries, "replay": _replay, "identity": _identity, "survival": _survival,
-        "memory": _memory, "motion": _motion, "frontier": _frontier,
+        "memory": _memory, "motion": _motion, "frontier": _frontier, "drift": _drift,
     }  # fmt: skip
     if not painters[panel](figure, result):
         return None
@@ -92,19 +101,40 @@ def _line(
 
 
 def _mark(axes: Any, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Where each row first misses something: nothing before it is the cache's doing."""
-    low, high = axes.get_ylim()
-    first = [
-        (row["row"], min(filter(None, (row["first_missed"] or {}).values()), default=None))
-        for row in rows
+    """When each row's cache is full, packs and slides, a line a row at the foot of the axes. Until
+    it packs nothing is the cache's doing."""
+    where = axes.get_xaxis_transform()
+    packing = [row for row in rows if _first(row, "packs") is not None]
+    for number, row in enumerate(packing):
+        for name, (shape, _) in _SHAPES.items():
+            latent = _first(row, name)
+            if latent is not None:
+                axes.plot(
+                    [latent], [0.025 + 0.028 * number], marker=shape, markersize=4, clip_on=False,
+                    color=_colour(result, row["row"]), linestyle="none", transform=where,
+                    alpha=0.85,
+                )  # fmt: skip
+
+
+def _shapes(figure: Any) -> None:
+    """What the marks mean, below the axes."""
+    from matplotlib.lines import Line2D
+
+    known = [
+        Line2D([], [], marker=shape, linestyle="none", color=_SOFT, markersize=5, label=words)
+        for shape, words in _SHAPES.values()
     ]
-    known = [(label, latent) for label, latent in first if latent is not None]
-    for number, (label, latent) in enumerate(known):
-        axes.plot(
-            [latent], [low + (high - low) * (0.02 + 0.022 * number)], marker="v", markersize=5,
-            color=_colour(result, label), linestyle="none",
-        )  # fmt: skip
-    axes.set_ylim(low, high)
+    figure.legend(
+        handles=known, loc="outside lower left", ncols=len(known), frameon=False, fontsize=8,
+        labelcolor=_SOFT, handletextpad=0.2,
+    )  # fmt: skip
+
+
+def _first(row: Mapping[str, Any], name: str) -> int | None:
+    """The latent frame of a mark, of the kind of clip in which it comes first."""
+    kinds = (row["marks"] or {}).values()
+    known = [marks[name] for marks in kinds if marks["packs"] is not None]
+    return min((latent for latent in known if latent is not None), default=None)
 
 
 def _primaries(figure: Any, result: Mapping[str, Any]) -> bool:
@@ -157,6 +187,7 @@ def _replay(figure: Any, result: Mapping[str, Any]) -> bool:
         _line(axes, result, row["row"], x, row["curves"]["kl"])
     axes.set_ylim(bottom=0)
     _mark(axes, result, rows)
+    _shapes(figure)
     _legend(axes)
     return True
 
@@ -177,7 +208,54 @@ def _identity(figure: Any, result: Mapping[str, Any]) -> bool:
     axes.set_ylim(-0.08, 1.02)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     _mark(axes, result, plan["rows"])
+    _shapes(figure)
     _legend(axes)
+    return True
+
+
+def _drift(figure: Any, result: Mapping[str, Any]) -> bool:
+    """What drifts, by how much more than in the full cache's clip of the same prompt and draws;
+    controls and noise left out."""
+    plans = [plan for plan in result["running"] if plan["rows"]]
+    if not plans:
+        return False
+    plan, rows = plans[0], result["workload"]["rows"]
+    told = [
+        row
+        for row in plan["rows"]
+        if row["excess"] and rows[row["row"]]["role"] in ("baseline", "policy")
+    ]
+    if not told:
+        return False
+    panels = figure.subplots(2, 3, sharex=True).ravel()
+    for axes, (name, head, factor, _) in zip(panels, DRIFTS, strict=True):
+        axes.axhline(0, color=_INK, linewidth=1.2)
+        for row in (row for row in told if row["excess"][name]):
+            curve = {
+                bound: [None if v is None else factor * v for v in values]
+                for bound, values in row["excess"][name].items()
+            }
+            _line(axes, result, row["row"], range(plan["latents"]), curve)
+        axes.set_title(head, loc="left", fontsize=10, color=_INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.3 * (high - low), high)  # room for the marks
+        _mark(axes, result, told)
+    for axes in panels[3:]:
+        axes.set_xlabel("latent frame", fontsize=8, color=_INK)
+    figure.suptitle(
+        f"Made freely, {plan['frames']} frames: more than the full cache's clip of the same draws",
+        x=0.01, ha="left", fontsize=11, color=_INK,
+    )  # fmt: skip
+    _shapes(figure)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside right upper", frameon=False, fontsize=8,
+        labelcolor="linecolor",
+    )  # fmt: skip
     return True
 
 

@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from packcache.errors import InvalidSetting
 from packcache.evaluate.drift import contrast
 from packcache.evaluate.memory import CHANCE
 from packcache.evaluate.protocol import Protocol, Row
 from packcache.evaluate.reach import Reach
 from packcache.evaluate.remembering import Remembering
 from packcache.evaluate.replay import Replay
-from packcache.evaluate.running import BESIDE, Running
+from packcache.evaluate.running import BESIDE, Running, beats_still
 from packcache.evaluate.statistics import bootstrap, known_mean
-from packcache.evaluate.told import Values, difference
+from packcache.evaluate.told import Values, by_prompt, difference
 
 __all__ = ["Primaries"]
 
@@ -47,9 +46,6 @@ class Primaries:
             "recall": self._recall, "replay_kl": self._replay_kl,
             "identity_drift": self._identity_drift, "motion_ratio": self._motion,
         }  # fmt: skip
-        odd = [p.name for p in self.protocol.primaries if p.name not in makers]
-        if odd:
-            raise InvalidSetting(f"unknown primary {odd[0]!r}: known are {', '.join(makers)}")
         full = self.protocol.reference.label
         paired: dict[str, dict[str, Values]] = {}
         for primary in self.protocol.primaries:
@@ -58,28 +54,55 @@ class Primaries:
             paired[primary.name] = known if full in known else {}
         return paired
 
-    def beside_baselines(self, paired: dict[str, dict[str, Values]]) -> list[dict[str, Any]]:
-        """Primaries of every row less those of every baseline: mean difference, paired."""
+    def versus(self, paired: dict[str, dict[str, Values]]) -> list[dict[str, Any]]:
+        """Primaries of every row less those of every baseline, and of a sliding window that holds
+        as many tokens: mean difference, paired."""
         pairs = [
-            (name, label, base.label)
+            (name, label, base)
             for name, rows in paired.items()
-            for base in self.protocol.rows_of("baseline")
             for label in rows
-            if label != base.label and base.label in rows
+            for base in rows
+            if self._is_base(self.protocol.rows[label], self.protocol.rows[base])
         ]
-
-        def values(name: str, label: str, other: str) -> Values:
-            if name != "replay_kl":
-                return paired[name][label]
-            rows = self.protocol.rows  # over the same latent frames, whoever gives up sooner
-            own = self._replay_kl(rows[label], rows[other])
-            return paired[name][label] if own is None else own
-
         return [
             {"row": label, "against": base, "metric": name, **told}
             for name, label, base in pairs
-            if (told := difference(values(name, label, base), values(name, base, label)))
+            if (told := difference(*self._both(paired, name, label, base)))
         ]
+
+    def beside_intact(
+        self, paired: dict[str, dict[str, Values]]
+    ) -> dict[tuple[str, str], tuple[Values, Values]]:
+        """By primary and control, its values and those of the row it is a broken copy of."""
+        told = {}
+        for name, rows in paired.items():
+            for control in self.protocol.rows_of("control"):
+                intact = self.protocol.intact(control)
+                if intact is not None and {control.label, intact.label} <= rows.keys():
+                    both = self._both(paired, name, control.label, intact.label)
+                    told[name, control.label] = both
+        return told
+
+    def _is_base(self, row: Row, base: Row) -> bool:
+        if row is base or row.role == "reference":
+            return False
+        if base.role == "baseline":
+            return True
+        window = base.role == "policy" and base.policy.partition(":")[0] == "window"
+        return window and self.reach.most(row) == self.reach.most(base)
+
+    def _both(
+        self, paired: dict[str, dict[str, Values]], name: str, label: str, other: str
+    ) -> tuple[Values, Values]:
+        """Values of two rows; of the replay over the same latent frames, whoever packs sooner."""
+        if name != "replay_kl":
+            return paired[name][label], paired[name][other]
+        rows = self.protocol.rows
+        own, theirs = (
+            self._replay_kl(rows[one], rows[two]) for one, two in ((label, other), (other, label))
+        )
+        assert own is not None and theirs is not None  # they are among the paired
+        return own, theirs
 
     def gates(self) -> dict[str, str]:
         """Primaries on which "no worse" means nothing, since the reference itself fails."""
@@ -92,24 +115,22 @@ class Primaries:
         main = self.main
         if main is not None and main.asked(full.label):
             own, still = (
-                known_mean(main.values(label, "identity")[self._with_image(main)].ravel())
+                known_mean(by_prompt(main.made(label, "identity")))[self._with_image(main)]
                 for label in (full.label, BESIDE[1])
             )
-            if np.isnan(still):
-                gates["identity_drift"] = "the clip that stands still was not made: go on"
-            elif own <= still:
-                gates["identity_drift"] = (
-                    f"a clip that stands still keeps as much: {100 * still:.0f} % of frames right, "
-                    f"the full cache {100 * own:.0f} %"
-                )
+            if gate := beats_still(own, still):
+                gates["identity_drift"] = gate
         return gates
 
     def _recall(self, row: Row) -> Values | None:
-        """Points, mean over the gaps at which the codec tells the true object from all others."""
+        """Points, mean over the gaps at which the codec tells the true object from all others. A
+        row that drops the image is asked of clips that have one."""
         right, told = (self.memory.values(row.label, n) for n in ("object", "told_apart"))
         if right is None or told is None:
             return None
         count = told.sum(axis=0)
+        if row.drops_image:
+            count = np.where(self.memory.with_image, count, 0)
         return np.where(count > 0, 100 * (right * told).sum(axis=0) / np.maximum(count, 1), np.nan)
 
     def _replay_kl(self, row: Row, beside: Row | None = None) -> Values | None:
@@ -123,6 +144,8 @@ class Primaries:
         latents = self.reach.latents(frames)
         means = np.full(len(kl), np.nan)
         for number, case in enumerate(self.replay.cases):
+            if row.drops_image and not case.with_image:
+                continue
             firsts = [
                 self.reach.first_missed(one, frames, case.with_image)
                 for one in (row, beside)

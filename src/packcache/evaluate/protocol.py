@@ -43,6 +43,19 @@ Better = Literal["more", "less", "near"]
 #: More primaries than these cannot be told from a choice made afterwards.
 MOST_PRIMARIES = 4
 
+#: Hashes of protocols that were committed before the first result they govern; any other file is
+#: exploratory, and so are the ablations, which say so themselves.
+REGISTERED = {"ce4da604800a5e32": "benchmarks/protocol.toml"}
+
+#: What a primary can be, and the part that asks it.
+PRIMARIES: dict[str, Part] = {
+    "recall": "memory", "replay_kl": "replay", "identity_drift": "running",
+    "motion_ratio": "running",
+}  # fmt: skip
+
+#: Models whose clips can be judged: what is true in them is known.
+WORLDS = ("digits",)
+
 T = TypeVar("T")
 
 
@@ -165,8 +178,31 @@ class Protocol:
         """The row that all others are held against."""
         return next(row for row in self.rows.values() if row.role == "reference")
 
+    @property
+    def exploratory(self) -> str | None:
+        """Why its results decide nothing; None: they are those of a registered protocol."""
+        if self.quick is not None:
+            return f"cut to {self.quick} prompts"
+        return None if self.hash in REGISTERED else "not by a registered protocol"
+
     def rows_of(self, *roles: Job) -> list[Row]:
         return [row for row in self.rows.values() if row.role in roles]
+
+    def intact(self, control: Row) -> Row | None:
+        """The row that a control is a broken copy of: PackCache of the same settings, run as the
+        reference is. None: there is none."""
+        settings = control.policy.partition(":")[2]
+        usual = self.reference
+        for row in self.rows_of("baseline", "policy"):
+            name, _, own = row.policy.partition(":")
+            as_usual = all(
+                getattr(row, f.name) == getattr(usual, f.name)
+                for f in fields(row)
+                if f.name in _HOW
+            )
+            if name == "packcache" and own == settings and as_usual:
+                return row
+        return None
 
     def cut(self, prompts: int) -> Protocol:
         """The same with so many prompts at most, one seed, no clip above 97 frames: minutes."""
@@ -186,6 +222,9 @@ class Protocol:
             quick=prompts,
         )
 
+
+#: What a row says of how its policy is run.
+_HOW = ("positions", "rebase", "kernel", "drops_image", "other_draws")
 
 #: Longer clips are left out of a quick evaluation.
 QUICK_FRAMES = 97
@@ -226,11 +265,18 @@ def _protocol(data: Mapping[str, Any], digest: str) -> Protocol:
         memory=_made(MemoryPlan, data["memory"], "memory"),
         rows={row.label: row for row in rows},
         primaries=tuple(_made(Primary, one, "primary") for one in data["primary"]),
-        exclusions=tuple(data["exclusions"]["rules"]),
+        exclusions=_rules(data["exclusions"]),
         hash=digest,
     )
     _check(asked, [row.label for row in rows])
     return asked
+
+
+def _rules(data: Mapping[str, Any]) -> tuple[str, ...]:
+    rules = data.get("rules")
+    if not isinstance(rules, list) or not all(isinstance(rule, str) for rule in rules):
+        raise InvalidSetting(f"exclusions has rules {rules!r}, expected a list of sentences")
+    return tuple(rules)
 
 
 def _made(kind: type[T], data: Mapping[str, Any], where: str) -> T:
@@ -240,6 +286,8 @@ def _made(kind: type[T], data: Mapping[str, Any], where: str) -> T:
     odd = [name for name in values if name not in known]
     if odd:
         raise InvalidSetting(f"{where} has no setting {odd[0]!r}: known are {', '.join(known)}")
+    for name, value in values.items():
+        _check_type(value, str(known[name].type), f"{where} has {name}")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     try:
         made = kind(**values)
@@ -253,6 +301,26 @@ def _made(kind: type[T], data: Mapping[str, Any], where: str) -> T:
             )
     return made
 
+
+def _check_type(value: Any, kind: str, what: str) -> None:
+    """Against a field's annotation; words of a choice are checked apart."""
+    wanted, inner = kind.partition("[")[::2]
+    if wanted == "Mapping":
+        for one in value.values() if isinstance(value, dict) else [value]:
+            _check_type(one, inner.rpartition(", ")[2].rstrip("]"), what)
+    elif wanted == "tuple":
+        if not isinstance(value, list):
+            raise InvalidSetting(f"{what} {value!r}, expected a list")
+        for one in value:
+            _check_type(one, inner.split(",")[0], what)
+    else:
+        known = _TYPES.get(wanted, (str,))  # a choice of words is an alias
+        if isinstance(value, known) and (bool in known or not isinstance(value, bool)):
+            return
+        raise InvalidSetting(f"{what} {value!r}, expected {known[-1].__name__}")
+
+
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
 
 _WORDS: dict[str, Sequence[str]] = {
     "role": get_args(Job), "kernel": get_args(Kernel), "part": get_args(Part),
@@ -273,6 +341,12 @@ def _check(asked: Protocol, labels: Sequence[str]) -> None:
             f"{len(asked.primaries)} primaries, expected 1 to {MOST_PRIMARIES}: all else is "
             "exploratory"
         )
+    _check_primaries(asked.primaries)
+    if asked.clips.model not in WORLDS:
+        raise InvalidSetting(
+            f"clips are of model {asked.clips.model!r}, whose truth nobody knows: expected "
+            f"{', '.join(WORLDS)}; clips of your own are measured by packcache evaluate videos"
+        )
     for row in asked.rows.values():
         row.make()
     for plan in asked.running:
@@ -283,3 +357,16 @@ def _check(asked: Protocol, labels: Sequence[str]) -> None:
             raise InvalidSetting(f"running leaves out {references[0]!r}, the reference")
         if plan.seeds > len(asked.clips.seeds):
             raise InvalidSetting(f"running takes {plan.seeds} seeds of {len(asked.clips.seeds)}")
+
+
+def _check_primaries(primaries: Sequence[Primary]) -> None:
+    for one in primaries:
+        if one.name not in PRIMARIES:
+            raise InvalidSetting(f"unknown primary {one.name!r}: known are {', '.join(PRIMARIES)}")
+        if one.part != PRIMARIES[one.name]:
+            raise InvalidSetting(
+                f"primary {one.name!r} is from {one.part!r}, expected {PRIMARIES[one.name]!r}"
+            )
+    names = [one.name for one in primaries]
+    if len(set(names)) < len(names):
+        raise InvalidSetting(f"two primaries have one name among {', '.join(names)}")

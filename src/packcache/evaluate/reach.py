@@ -50,6 +50,13 @@ class Reach:
         """`marks` by kind of clip, in plain values."""
         return {name: self.marks(row, frames, image).to_json() for name, image in KINDS.items()}
 
+    def most(self, row: Row) -> int | None:
+        """Most tokens of history that a row holds; None without bound."""
+        policy, decoder = row.make(), self._decoder
+        shown = None if decoder.visible is None else int(decoder.visible.sum())
+        budget = policy.budget_for(decoder.layout.tokens, shown)
+        return policy.max_history(decoder.layout.tokens, budget)
+
     @functools.cached_property
     def _decoder(self) -> Decoder:
         """Of a clip of the protocol: it knows how a latent frame lies and what is re-masked."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from packcache.evaluate.clips import WHOLE, Share
 from packcache.evaluate.ledger import Ledger
-from packcache.evaluate.memory import horizon
+from packcache.evaluate.memory import horizon, memory_scenes
 from packcache.evaluate.protocol import Protocol, Row
 from packcache.lumos.pipeline import Pipeline
 
@@ -83,6 +83,12 @@ class Remembering:
         ]
         whole = all(value is not None for own in found for value in own)
         return np.array(found, dtype=np.float64) if whole else None
+
+    @property
+    def with_image(self) -> Values:
+        """Which clips `[clips]` begin with a condition image: those that something enters."""
+        scenes = memory_scenes(self.plan.clips, self.plan.gaps[0], self.protocol.clips.seed)
+        return np.array([scene.kind == "enters" for scene in scenes])
 
     def _ask(self, rows: Sequence[Row], gap: int, numbers: range) -> None:
         """Clips of one gap for rows of one rule of positions, as far as they are not known."""

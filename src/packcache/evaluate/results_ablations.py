@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from packcache.evaluate.cells import spanned, spent_words
 from packcache.evaluate.claims import ABLATIONS, claims_table
-from packcache.evaluate.evaluation_report import spent_words
 from packcache.markdown import table
 
-__all__ = ["ablations_section", "by_frame"]
+__all__ = ["ablations_section", "budgets", "by_frame"]
 
 #: What Appendix A is about, latent frame by latent frame: name, unit, decimals.
 CURVES = (("jitter", "px", 2), ("warp_error", "", 5))
@@ -56,7 +56,7 @@ def _rows(result: Mapping[str, Any], base: str, tag: str) -> str:
         for name, digits in (("replay_kl", 3), ("recall", 1)):
             mean, other = own.get((name, label)), beside.get((name, label))
             cells.append("-" if mean is None else f"{mean:.{digits}f}")
-            cells.append("-" if other is None else _interval(other, digits))
+            cells.append(spanned(other, digits, sign="+"))
         if cells[3:] != ["-"] * 4:
             rows.append(cells)
     head = (
@@ -66,9 +66,28 @@ def _rows(result: Mapping[str, Any], base: str, tag: str) -> str:
     return table(head, rows)
 
 
-def _interval(found: Mapping[str, Any], digits: int) -> str:
-    mean, low, high = (f"{found[name]:+.{digits}f}" for name in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+def budgets(plan: Mapping[str, Any], result: Mapping[str, Any], tag: str) -> str:
+    """Motion and truth against what is held: rows of one policy at several sizes, each beside the
+    full cache, of clips made freely."""
+    held = {row["row"]: row["clip"]["held"] for row in plan["rows"]}
+    full = next(n for n, row in result["workload"]["rows"].items() if row["role"] == "reference")
+    beside = {(one["row"], one["metric"]): one for one in plan["versus"] if one["against"] == full}
+    rows = []
+    for row in (row for row in plan["rows"] if (row["row"], "identity") in beside):
+        own = [beside.get((row["row"], name)) for name in ("flow_motion_top5_dis", "identity")]
+        tokens = held[row["row"]]
+        rows.append(
+            [
+                row["row"], f"{tokens['mean']:.0f}" if tokens else "-",
+                spanned(row["clip"]["flow_motion_top5_dis"], 2), spanned(own[0], 2, sign="+"),
+                spanned(own[1], 1, 100, "+"),
+            ]
+        )  # fmt: skip
+    head = (
+        f"motion against budget, {plan['frames']} frames ({tag})", "tokens held", "motion, px",
+        "more than full", "identity, points more than full",
+    )  # fmt: skip
+    return table(head, rows) + "\n" if rows else ""
 
 
 def by_frame(plan: Mapping[str, Any], tag: str) -> str:
@@ -83,7 +102,9 @@ def by_frame(plan: Mapping[str, Any], tag: str) -> str:
                 values = np.array(curve, dtype=np.float64)
                 spans = [values[s : s + TOGETHER] for s in starts]
                 cells = ["-" if np.isnan(v).any() else f"{v.mean():.{digits}f}" for v in spans]
-                rows.append([row["row"], f"{name.replace('_', ' ')} {unit}".strip(), *cells])
+                moves = spanned(row["clip"]["flow_motion_top5_dis"], 2)
+                what = f"{name.replace('_', ' ')} {unit}".strip()
+                rows.append([row["row"], moves, what, *cells])
     heads = [f"{s} to {min(s + TOGETHER, plan['latents']) - 1}" for s in starts]
-    head = (f"along {plan['frames']} frames ({tag})", "latent frames", *heads)
+    head = (f"along {plan['frames']} frames ({tag})", "motion, px", "latent frames", *heads)
     return table(head, rows) if rows else ""

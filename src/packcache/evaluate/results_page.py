@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from packcache.errors import InvalidSetting
+from packcache.evaluate import cells
 from packcache.evaluate.claims import CLAIMS, claims_table, losses_section
 from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_plot import draw
-from packcache.evaluate.evaluation_report import COLUMNS, nats, power_lines, row_cells, spent_words
-from packcache.evaluate.results_ablations import ablations_section, by_frame
+from packcache.evaluate.protocol import REGISTERED
+from packcache.evaluate.results_ablations import ablations_section, budgets, by_frame
 from packcache.files import read_result, replacing
 from packcache.markdown import table
 
@@ -28,10 +29,16 @@ _INTRO = """\
 # Results
 
 Made by `packcache evaluate page` from `{name}`; do not edit. All rows share
-prompts and draws; differences are paired by prompt, with 95 % bootstrap intervals. What is asked,
-and what counts as no worse, was fixed in `benchmarks/protocol.toml` (hash `{hash}`) before the
-first result. All of it is of one small model ({tag}); another one has to be asked itself.{cut}
+prompts and draws; differences are paired by prompt, with 95 % bootstrap intervals. {asked}
+All of it is of one small model ({tag}); another one has to be asked itself.{cut}
 """
+
+_REGISTERED = """\
+What is asked,
+and what counts as no worse, was fixed in `{file}` (hash `{hash}`) before the
+first result."""
+
+_OTHER = "What is asked stands in a protocol of hash `{hash}`."
 
 _FRONTIER = """\
 ![What is lost beside the tokens of history held]({picture})
@@ -42,7 +49,7 @@ named (*embedded model*).
 
 _CUT = """
 
-**Exploratory**: cut to {quick} prompts. The protocol's own tables take hours."""
+**Exploratory**: {why}."""
 
 _LEFT = """
 
@@ -65,18 +72,23 @@ def render(
     """The whole page as Markdown: an evaluation, the one of its ablations, what a benchmark says of
     the cost (`bench.paper`), and where the picture of the frontier lies."""
     work = result["workload"]
-    cut = _CUT.format(quick=work["quick"]) if work["exploratory"] else ""
+    cut = _CUT.format(why=work["exploratory"]) if work["exploratory"] else ""
     left = ", ".join(f"{part} {count} clips" for part, count in result["missing"].items())
     cut += _LEFT.format(left=left) if left else ""
-    parts = [_INTRO.format(name=name, hash=work["protocol"], tag=TAG, cut=cut), _place(result)]
-    parts += [_power(result), _claims(result), losses_section(result, TAG), _primaries(result)]
-    parts += [_running(plan) for plan in _plans(result)]
-    parts += [_replay(result), _memory(result), cost]
+    file = REGISTERED.get(work["protocol"])
+    asked = (_REGISTERED if file else _OTHER).format(file=file, hash=work["protocol"])
+    parts = [_INTRO.format(name=name, asked=asked, tag=TAG, cut=cut), _place(result)]
+    parts += [_power(result), _claims(result), losses_section(result, TAG)]
+    parts += [_table("## Primaries\n\n", cells.primaries(result))]
+    parts += [_running(plan) for plan in cells.plans(result)]
+    parts += [_table("## Replay\n\n", cells.replayed(result)), _memory(result), cost]
     parts += [ablations_section(ablations, TAG)] if ablations is not None else []
     parts += [_FRONTIER.format(picture=picture)] if picture else []
     if ablations is not None:
-        parts += [_running(plan, of=" (settings moved)") for plan in _plans(ablations)]
-        parts += [by_frame(plan, TAG) for plan in _plans(ablations)[-1:]]
+        asked = cells.plans(ablations)
+        parts += [budgets(plan, ablations, TAG) for plan in asked[:1]]
+        parts += [_running(plan, of=" (settings moved)") for plan in asked]
+        parts += [by_frame(plan, TAG) for plan in asked[-1:]]
     return "\n".join(part for part in parts if part)
 
 
@@ -93,90 +105,59 @@ def draw_frontier(result: Mapping[str, Any], path: Path, *, page: Path) -> str:
     return Path(os.path.relpath(path, page.parent)).as_posix()
 
 
-def _plans(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return sorted(result["running"], key=lambda plan: plan["frames"])
-
-
 def _place(result: Mapping[str, Any]) -> str:
     place = result["environment"]
     return (
         f"{place['processor']}, {place['cores']} cores, {place['device']}; PyTorch "
         f"{place['torch']}, Python {place['python']}, packcache {place['packcache']}, "
-        f"told at {place['commit']}{spent_words(result)} ({TAG}).\n"
+        f"told at {place['commit']}{cells.spent_words(result)} ({TAG}).\n"
     )
 
 
 def _power(result: Mapping[str, Any]) -> str:
-    body = "\n".join(f"- {line} ({TAG})" for line in power_lines(result))
+    body = "\n".join(f"- {line} ({TAG})" for line in cells.power_lines(result))
+    told = _table("", cells.controls(result))
     return (
         "## Can this suite tell?\n\nControls that have to fail. They hold as many tokens as the "
-        "packed rows: that they are told from the full cache includes what the budget costs, and "
-        f"the claims say whether a control is told from the same policy.\n\n{body}\n"
+        "packed rows, so all of them differ from the full cache by what the budget costs; what "
+        "is broken in them shows beside the same policy unbroken. The control without anchors is "
+        f"asked of clips that have an image.\n\n{body}\n\n{told}"
     )
 
 
 def _claims(result: Mapping[str, Any]) -> str:
-    return "## The paper's claims\n\n" + claims_table(CLAIMS, result, TAG) + "\n"
+    return (
+        "## The paper's claims\n\nPackCache holds two latent frames of tokens over four here, "
+        "unless a claim says otherwise; the paper's own size is one. Verdicts are by single "
+        "intervals; p is corrected over the claims. Exploratory, but for what stands "
+        f"among the primaries ({TAG}).\n\n{claims_table(CLAIMS, result, TAG)}\n"
+    )
 
 
-def _primaries(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            one["primary"].replace("_", " "), one["row"], f"{one['reference']:.3g}",
-            f"{one['mean']:.3g}", f"{one['lost']:+.3g} ({one['low']:+.3g} to {one['high']:+.3g})",
-            "-" if one["p_holm"] != one["p_holm"] else f"{one['p_holm']:.2g}",
-            one["verdict"] + (f": {one['why']}" if one["why"] else ""),
-        ]
-        for one in result["primaries"]
-    ]  # fmt: skip
-    head = (f"primary ({TAG})", "row", "full", "row's", "lost (95 %)", "p, Holm", "verdict")
-    return "## Primaries\n\n" + table(head, rows) + "\n" if rows else ""
+def _table(title: str, told: cells.Table) -> str:
+    """A section of one table, its first head tagged; nothing where there is no row."""
+    head, rows = told
+    if not rows:
+        return ""
+    return f"{title}{table((f'{head[0]} ({TAG})', *head[1:]), rows)}\n"
 
 
 def _running(plan: Mapping[str, Any], *, of: str = "") -> str:
-    rows = [row_cells(row) for row in plan["rows"]]
-    head = (TAG, *(head for _, _, head, _, _ in COLUMNS))
-    return (
-        f"## Made freely, {plan['frames']} frames{of}\n\n" + table(head, rows) + "\n"
-        if rows
-        else ""
+    """Clips of one length: what they show, how they leave the full cache's, how they drift."""
+    frames = f"{plan['frames']} frames{of}"
+    return "\n".join(
+        (
+            _table(f"## Made freely, {frames}\n\n", cells.made(plan)),
+            _table(f"Beside the full cache's own clips, {frames}.\n\n", cells.beside_full(plan)),
+            _table(
+                f"Drift, {frames}: the last 15 % of latent frames less the first. Clean footage "
+                "drifts too (`packcache evaluate drift-null`).\n\n",
+                cells.drifted(plan),
+            ),
+        )
     )
-
-
-def _replay(result: Mapping[str, Any]) -> str:
-    rows = []
-    for row in result["replay"]:
-        kl, same = row["kl"], row["agreement"]
-        true = row["nll_true"] and row["nll_true"]["more_than_full"]
-        mean, low, high = (nats(kl[name]) for name in ("mean", "low", "high"))
-        rows.append(
-            [
-                row["row"], f"{mean} ({low} to {high})",
-                f"{100 * same['mean']:.1f} %", f"{100 * row['lost']['mean']:.1f} %",
-                f"{row['nll']['mean']:.3f}",
-                f"{row['nll_full']['mean']:.3f}", f"{true['mean']:+.4f}" if true else "-",
-            ]
-        )  # fmt: skip
-    head = (
-        TAG,
-        "KL, nats a code",
-        "same first code",
-        "attention lost",
-        "surprise",
-        "the full cache's",
-        "true clips, more than full",
-    )
-    return "## Replay\n\n" + table(head, rows) + "\n" if rows else ""
 
 
 def _memory(result: Mapping[str, Any]) -> str:
-    found = {(row["row"], row["gap"]): row["recall"] for row in result["memory"]}
-    if not found:
-        return ""
-    gaps = sorted({gap for _, gap in found})
-    rows = [
-        [label, *(f"{found[label, gap]['mean']:.0f} %" for gap in gaps)]
-        for label in dict.fromkeys(row for row, _ in found)
-    ]
-    head = (f"recalled, by latent frames under the curtain ({TAG})", *map(str, gaps))
-    return "## Memory\n\n" + table(head, rows) + "\n"
+    title = "## Memory\n\nRecalled, by latent frames under the curtain.\n\n"
+    return _table(title, cells.recalled(result))

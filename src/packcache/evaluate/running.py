@@ -24,13 +24,14 @@ from packcache.evaluate.clips import BATCH, WHOLE, Clips, Made, Share, batches, 
 from packcache.evaluate.drift import by_latent
 from packcache.evaluate.ledger import Ledger
 from packcache.evaluate.protocol import Protocol, Row, RunningPlan
+from packcache.evaluate.statistics import bootstrap
 from packcache.evaluate.table import Case, cases
-from packcache.evaluate.video_metrics import measure
+from packcache.evaluate.video_metrics import measure, psnr, ssim
 from packcache.lumos.pipeline import Pipeline
 from packcache.lumos.vocab import latent_frames, pixel_frames
 from packcache.video import Frames
 
-__all__ = ["BESIDE", "SERIES", "Running"]
+__all__ = ["BESIDE", "SERIES", "TRUE_SERIES", "Running", "beats_still"]
 
 #: Rows that no policy made.
 BESIDE = ("ceiling", "floor")
@@ -70,13 +71,13 @@ class Running:
         reference = protocol.reference
         others = [row for row in protocol.rows.values() if row is not reference]
         self.rows = [row for row in (reference, *others) if plan.count(row.label)]
-        self.total = plan.seeds * sum(plan.count(row.label) for row in self.rows)
+        self.total = plan.seeds * sum(plan.count(row.label) for row in self.rows) + plan.prompts
         self.done = 0
 
     def run(self) -> None:
         """All clips of all rows, and the two that no policy makes."""
         for row in self.rows:
-            for seed in self.protocol.clips.seeds[: self.plan.seeds]:
+            for seed in self.seeds:
                 count = self.plan.count(row.label)
                 for numbers in batches(self.cases, range(count), BATCH):
                     missing = [n for n in numbers if not self._knows(row.label, n, seed)]
@@ -86,25 +87,30 @@ class Running:
                     if self.on_step:
                         self.on_step(self.done, self.total)
         for number, case in enumerate(self.cases):
-            made = all(self._knows(label, number, 0) for label in BESIDE)
-            if self.share.takes(number) and not made:
+            if self.share.takes(number) and not self._knows_beside(number):
                 self._beside(case, number)
+            self.done += 1
+            if self.on_step:
+                self.on_step(self.done, self.total)
 
     @property
     def missing(self) -> int:
-        """Clips of all rows that are not known yet."""
+        """Clips of all rows that are not known yet, and prompts without those no policy makes."""
         return sum(
             not self._knows(row.label, number, seed)
             for row in self.rows
-            for seed in self.protocol.clips.seeds[: self.plan.seeds]
+            for seed in self.seeds
             for number in range(self.plan.count(row.label))
-        )
+        ) + sum(not self._knows_beside(number) for number in range(self.plan.prompts))
 
     def _key(self, label: str, number: int, seed: int) -> tuple[str, str, int, int]:
         return label, self.part, number, seed
 
     def _knows(self, label: str, number: int, seed: int) -> bool:
         return self.known.has(self._key(label, number, seed), {"identity", "jitter"})
+
+    def _knows_beside(self, number: int) -> bool:
+        return all(self._knows(label, number, 0) for label in BESIDE)
 
     # --- making -------------------------------------------------------------------------------
 
@@ -138,8 +144,8 @@ class Running:
             return {"diverged": None}
         theirs = stored.cut(self.latents)
         differ = (clip.codes != theirs.codes).flatten(1).any(dim=1).nonzero()
-        measured = measure(frames, fps=self.pipeline.fps, against=self._pixels(theirs))
-        series = {name: _by_latent(measured.series[name]) for name in ("psnr", "ssim")}
+        other = self._pixels(theirs)
+        series = {metric.__name__: _by_latent(metric(frames, other)) for metric in (psnr, ssim)}
         return {"diverged": int(differ[0, 0]) if len(differ) else None, **series}
 
     # --- judging ------------------------------------------------------------------------------
@@ -169,10 +175,15 @@ class Running:
         """Is anything known of a row?"""
         return any(key[:2] == (label, self.part) for key in self.known.found)
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of draws, for each prompt."""
+        return self.protocol.clips.seeds[: self.plan.seeds]
+
     def values(self, label: str, name: str) -> Values:
         """`[prompts, seeds]` of a number, `[prompts, seeds, latents]` of a series; NaN where there
         is none. Rows that no policy made have one seed."""
-        seeds = (0,) if label in BESIDE else self.protocol.clips.seeds[: self.plan.seeds]
+        seeds = (0,) if label in BESIDE else self.seeds
         tail = (self.latents,) if name in SERIES else ()
         found = np.full((self.plan.prompts, len(seeds), *tail), np.nan)
         for number in range(self.plan.prompts):
@@ -181,6 +192,26 @@ class Running:
                 if own is not None:
                     found[number, place] = np.array(own, dtype=np.float64)
         return found
+
+    def made(self, label: str, name: str) -> Values:
+        """`values` of a series without what was given: a condition image is nobody's work."""
+        found = self.values(label, name)
+        found[[case.with_image for case in self.cases], :, 0] = np.nan
+        return found
+
+
+def beats_still(own: Values, still: Values) -> str | None:
+    """Why "no worse" means nothing of the reference's frames `[prompts]`, shares that are right: a
+    clip that stands still keeps as many, or may. None: it means something."""
+    known = ~np.isnan(own) & ~np.isnan(still)
+    if not known.any():
+        return "the clip that stands still was not made: go on"
+    if bootstrap((own - still)[known]).low > 0:
+        return None
+    return (
+        f"a clip that stands still keeps as much: {100 * still[known].mean():.0f} % of frames "
+        f"right, the full cache {100 * own[known].mean():.0f} %"
+    )
 
 
 def _by_latent(values: Values) -> list[float | None]:

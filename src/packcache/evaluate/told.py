@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from packcache.evaluate.statistics import bootstrap, known_mean, sign_flip
 
-__all__ = ["Values", "by_prompt", "curve", "difference", "summary"]
+__all__ = ["Values", "by_prompt", "curve", "difference", "log_ratio", "summary"]
 
 Values = NDArray[np.float64]
+
+#: Ratios of what stands still have no logarithm: this counts as still, in pixels a frame.
+_LEAST = 1e-3
 
 
 def by_prompt(values: Values) -> Values:
@@ -35,6 +38,11 @@ def curve(values: Values) -> dict[str, list[float | None]] | None:
         name: [None if point is None else point[name] for point in points]
         for name in ("mean", "low", "high")
     }
+
+
+def log_ratio(own: Values, theirs: Values) -> Values:
+    """log(own / theirs) of what is at least 0, such as pixels a frame."""
+    return np.log(np.maximum(own, _LEAST)) - np.log(np.maximum(theirs, _LEAST))
 
 
 def difference(own: Values, theirs: Values) -> dict[str, float] | None:
