@@ -1,4 +1,4 @@
-"""`packcache evaluate`: a protocol for every policy; truth, memory, reuse, footage alone."""
+"""`packcache evaluate`: a protocol for every policy; truth, memory, reuse, videos and footage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")
 
 @app.callback()
 def _evaluate() -> None:
-    """Measure quality against a world that can tell right from wrong (the embedded model's)."""
+    """Measure quality: in a world that can tell right from wrong (the embedded model's), or of your
+    own clips by what needs no weights (videos, drift-null)."""
 
 
 @app.command()
@@ -264,6 +265,64 @@ def guard(
         print_json(found.to_json())
         return
     print("\n".join(found.lines()))
+
+
+@app.command()
+def videos(
+    folders: Annotated[
+        list[str], typer.Argument(help="label=folder of clips named alike, the reference first")
+    ],
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help="by comma; what misleads alone brings others")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", help="only the first so many of each clip")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="where files do not say, as pictures")
+    ] = None,
+    temporal: Annotated[int, typer.Option("--temporal", help="frames of a latent frame")] = 4,
+    out: Annotated[Path | None, typer.Option("--out", help="folder for videos.json")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Your own clips, of any model, made with several caches: motion, flicker, warp, drift, PSNR.
+
+    No weights needed. Pairs by name: what each differs by from the reference's clip.
+    """
+    from packcache import files
+    from packcache.environment import environment
+    from packcache.evaluate.videos import compare, lines
+
+    if out is not None:
+        files.check_output_folder(out)
+    with progress("measuring") as advance:
+        told = compare(
+            _labelled(folders), metrics=tuple(metrics.split(",")) if metrics else (),
+            frames=frames, fps=fps, temporal=temporal, on_step=advance,
+        )  # fmt: skip
+    told["environment"] = environment()
+    if out is not None:
+        out.mkdir(exist_ok=True)
+        files.write_json(told, out / "videos.json")
+    if as_json:
+        print_json(told)
+    else:
+        print("\n".join(lines(told)))
+
+
+def _labelled(folders: list[str]) -> dict[str, Path]:
+    """label=folder, each label once."""
+    from packcache.errors import InvalidSetting
+
+    found: dict[str, Path] = {}
+    for text in folders:
+        label, equals, path = text.partition("=")
+        if not (label and equals and path):
+            raise InvalidSetting(f"cannot read {text!r}, expected label=folder, such as full=clips")
+        if label in found:
+            raise InvalidSetting(f"label {label!r} is there twice, expected each once")
+        found[label] = Path(path)
+    return found
 
 
 @app.command()
