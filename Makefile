@@ -69,7 +69,8 @@ ABLATIONS := benchmarks/results/$(if $(QUICK),quick,evaluate)_ablations
 PAGE := $(if $(QUICK),$(RESULTS)/results.md,docs/results.md)
 PICTURE := $(if $(QUICK),$(RESULTS),docs/images)/frontier.png
 PARTS := replay,memory
-TIMED := $(if $(QUICK),,$(patsubst %,--bench benchmarks/results/bench_%.json,3b_i2v_24 3b_i2v_48 digits_384))
+STORED := $(wildcard $(patsubst %,benchmarks/results/bench_%.json,3b_i2v_24 3b_i2v_48 digits_384))
+TIMED := $(if $(QUICK),,$(addprefix --bench ,$(STORED)))
 reproduce: setup
 	mkdir -p $(RESULTS) $(ABLATIONS)
 	$(RUN) --out $(RESULTS)

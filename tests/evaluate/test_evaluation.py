@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import packcache as pc
 from packcache.cli import app
+from packcache.environment import environment
 from packcache.errors import InputError, InputFileError, InvalidSetting
 from packcache.evaluate import evaluation_report
 from packcache.evaluate.evaluation import Evaluation
@@ -98,6 +99,7 @@ def test_what_its_answers_took_is_told_of_all_of_them(asked, result):
     spent = result["spent"]
     assert spent["answers"] == spent["of"] == len(asked.known.found)
     assert spent["core_hours"] == round(sum(asked.known.seconds.values()) / 3600, 3) > 0
+    assert spent["machines"] == {environment()["processor"]: spent["of"]}
 
 
 def test_a_row_that_is_the_same_loses_nothing(result):

@@ -32,6 +32,17 @@ def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
     assert ledger.found == {("full",): {"digit": 1}} and not list(tmp_path.iterdir())
 
 
+def test_on_what_an_answer_was_found_is_told_and_taken_along(tmp_path):
+    piece = Ledger(tmp_path / "clips.0.jsonl", IDENTITY, "one")
+    piece.add((0,), {"digit": 0})
+    known = Ledger(tmp_path / "clips.jsonl", IDENTITY, "another")
+    known.take(piece)
+    known.add((1,), {"digit": 1})
+    Ledger(None, IDENTITY).add((2,), {"digit": 2})
+    again = Ledger(tmp_path / "clips.jsonl", IDENTITY)
+    assert again.machines == known.machines == {(0,): "one", (1,): "another"}
+
+
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_a_kill_in_a_line_costs_that_line_only(tmp_path, cut):
     path = tmp_path / "clips.jsonl"

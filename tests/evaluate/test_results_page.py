@@ -40,7 +40,7 @@ FULL = {
 RESULT = {
     "schema": "packcache.evaluate/3",
     "missing": {"run 49": 3},
-    "spent": {"core_hours": 7.25, "answers": 30, "of": 40},
+    "spent": {"core_hours": 7.25, "answers": 30, "of": 40, "machines": {"one": 5, "two": 10}},
     "environment": {
         "processor": "a", "cores": 2, "device": "cpu", "torch": "2", "python": "3",
         "packcache": "0", "commit": "c",
@@ -184,9 +184,11 @@ def test_the_page_says_what_was_found():
     assert "worse" in page and "90 %" in page
     assert "| window 2 | 0.5000 (0.4000 to 0.6000) |" in page
     assert "told at c; clips and answers took 7.2 hours of one core for 30 of 40 (" in page
+    assert "of 40 (5 on one; 10 on two; the others do not say) (*emb" in page
     whole = copy.deepcopy(RESULT)
     whole["spent"]["of"] = 30
-    assert "took 7.2 hours of one core (" in render(whole, "evaluate.json")
+    whole["spent"]["machines"] = {"one": 30}
+    assert "took 7.2 hours of one core (30 on one) (*emb" in render(whole, "evaluate.json")
     whole["spent"]["answers"] = 0
     assert "told at c (" in render(whole, "evaluate.json")
     whole["workload"]["exploratory"], whole["missing"] = None, {}

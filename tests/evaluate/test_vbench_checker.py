@@ -148,7 +148,7 @@ def test_frames_that_only_some_policies_encoded_twice(layout, chosen):
     assert "not those of full; not of all policies: take all from" in line
 
 
-@pytest.mark.parametrize("name", ["model", "seed", "steps", "guidance"])
+@pytest.mark.parametrize("name", ["model", "seed", "steps", "guidance", "reuse", "positions"])
 def test_settings_that_differ(layout, name):
     for label, value in (("full", 1), ("packcache", 2)):
         told = json.loads(layout.manifest(label).read_text())

@@ -144,7 +144,10 @@ def spent_words(result: Mapping[str, Any]) -> str:
     if not spent["answers"]:
         return ""
     part = "" if spent["answers"] == spent["of"] else f" for {spent['answers']} of {spent['of']}"
-    return f"; clips and answers took {spent['core_hours']:.1f} hours of one core{part}"
+    words = f"; clips and answers took {spent['core_hours']:.1f} hours of one core{part}"
+    machines = [f"{count} on {name}" for name, count in spent["machines"].items()]
+    rest = ["the others do not say"] if sum(spent["machines"].values()) < spent["of"] else []
+    return words + (f" ({'; '.join([*machines, *rest])})" if machines else "")
 
 
 # --- what is beside it ----------------------------------------------------------------------------

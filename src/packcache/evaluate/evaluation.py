@@ -10,6 +10,7 @@ A result that is asked for earlier tells what there is, and says what is missing
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -92,11 +93,13 @@ class Evaluation:
 
     def _ledger(self, folder: Path | None, number: int | None) -> Ledger:
         """The folder's, or one of a process that knows what the folder's does."""
+        place = environment(self.pipeline.device)
+        on = place["processor"] if place["device"] == "cpu" else place["device"]
         if folder is None:
-            return Ledger(None, self._identity())
+            return Ledger(None, self._identity(), on)
         if number is None:
-            return Ledger(folder / LEDGER, self._identity())
-        own = Ledger((folder / LEDGER).with_suffix(f".{number}.jsonl"), self._identity())
+            return Ledger(folder / LEDGER, self._identity(), on)
+        own = Ledger((folder / LEDGER).with_suffix(f".{number}.jsonl"), self._identity(), on)
         own.found = Ledger(folder / LEDGER, self._identity()).found | own.found
         return own
 
@@ -164,10 +167,15 @@ class Evaluation:
         }
 
     def _spent(self) -> dict[str, Any]:
-        """Hours of cores that answers took, and of how many of them that is known."""
-        seconds = self.known.seconds
-        hours = round(sum(seconds.values()) / 3600, 3)
-        return {"core_hours": hours, "answers": len(seconds), "of": len(self.known.found)}
+        """Hours of cores that answers took and of how many of them that is known; by machine, how
+        many answers say that they are its."""
+        seconds, found = self.known.seconds, self.known.found
+        return {
+            "core_hours": round(sum(seconds.values()) / 3600, 3),
+            "answers": len(seconds),
+            "of": len(found),
+            "machines": dict(sorted(Counter(self.known.machines.values()).items())),
+        }
 
     def _workload(self) -> dict[str, Any]:
         plans = [

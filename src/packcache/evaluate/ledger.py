@@ -1,11 +1,11 @@
 """What a long evaluation has found so far, clip by clip: a run that is asked again goes on.
 
     {"schema": "packcache.ledger/1", "identity": {...}}
-    {"key": ["full", "recall", 12], "values": {...}, "seconds": 4.1}
+    {"key": ["full", "recall", 12], "values": {...}, "seconds": 4.1, "on": "AMD EPYC"}
 
 Lines are appended as clips end, with the seconds of cores that the process took since the line
-before. A line that was cut off by a kill is dropped; what it told is asked again. Results of
-another question are refused, never mixed.
+before, and the processor: another one rounds otherwise. A line that was cut off by a kill is
+dropped; what it told is asked again. Results of another question are refused, never mixed.
 """
 
 from __future__ import annotations
@@ -31,16 +31,21 @@ class Ledger:
     Args:
         path: JSON lines; made if it is not there, with its folder, gone on with if it is.
         identity: plain values that must be the same for lines to belong together.
+        on: what answers are found on.
 
     Raises InputFileError where the file is of another identity or no ledger, OutputError where it
     cannot be written.
     """
 
-    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path | None, identity: Mapping[str, Any], on: str | None = None
+    ) -> None:
         self.path = path
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self.found: dict[Key, dict[str, Any]] = {}
         self.seconds: dict[Key, float] = {}  # of those whose lines say it
+        self.machines: dict[Key, str] = {}  # of those too
+        self._on = on
         self._last = time.process_time()
         if path is not None:
             whole = self._read(path) if path.exists() else 0
@@ -55,17 +60,20 @@ class Ledger:
     def add(self, key: Key, values: Mapping[str, Any]) -> None:
         """Keep what was found; of a key told twice, what was told last counts."""
         now = time.process_time()
-        self._add(key, values, round(now - self._last, 3))
+        self._add(key, values, round(now - self._last, 3), self._on)
         self._last = now
 
     def take(self, other: Ledger) -> None:
-        """Keep what another one found, and what that took."""
+        """Keep what another one found, what that took, and on what."""
         for key, values in other.found.items():
-            self._add(key, values, other.seconds.get(key))
+            self._add(key, values, other.seconds.get(key), other.machines.get(key))
 
-    def _add(self, key: Key, values: Mapping[str, Any], seconds: float | None) -> None:
+    def _add(
+        self, key: Key, values: Mapping[str, Any], seconds: float | None, on: str | None
+    ) -> None:
         line = {"key": list(key), "values": dict(values)}
         line |= {} if seconds is None else {"seconds": seconds}
+        line |= {} if on is None else {"on": on}
         self._keep(line)
         self._append(line)
 
@@ -74,6 +82,8 @@ class Ledger:
         self.found[key] = self.found.get(key, {}) | line["values"]
         if "seconds" in line:
             self.seconds[key] = self.seconds.get(key, 0.0) + float(line["seconds"])
+        if "on" in line:
+            self.machines[key] = str(line["on"])
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self.path is None:

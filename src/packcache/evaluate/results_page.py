@@ -148,10 +148,12 @@ def _running(plan: Mapping[str, Any], *, of: str = "") -> str:
     return "\n".join(
         (
             _table(f"## Made freely, {frames}\n\n", cells.made(plan)),
-            _table(f"Beside the full cache's own clips, {frames}.\n\n", cells.beside_full(plan)),
+            _table(
+                f"Beside the full cache's own clips, {frames} ({TAG}).\n\n", cells.beside_full(plan)
+            ),
             _table(
                 f"Drift, {frames}: the last 15 % of latent frames less the first. Clean footage "
-                "drifts too (`packcache evaluate drift-null`).\n\n",
+                f"drifts too (`packcache evaluate drift-null`; {TAG}).\n\n",
                 cells.drifted(plan),
             ),
         )

@@ -207,7 +207,8 @@ def lines(told: Mapping[str, Any]) -> list[str]:
         for row in rows:
             line = f"  {row['row']:20} {_spanned(row['clip'][name]):34}"
             less = row["versus"].get(name)
-            out.append(line.rstrip() if less is None else f"{line} {_spanned(less, '+')} {beside_it}")
+            line += "" if less is None else f" {_spanned(less, '+')} {beside_it}"
+            out.append(line.rstrip())
     for name in DRIFTS:
         rows = [row for row in told["rows"] if name in row["drift"]]
         if rows:
@@ -216,7 +217,8 @@ def lines(told: Mapping[str, Any]) -> list[str]:
             own = row["drift"][name]
             line = f"  {row['row']:20} {_spanned(own['signed'], '+'):34}"
             more = own["excess"]
-            out.append(line.rstrip() if more is None else f"{line} {_spanned(more, '+')} in excess")
+            line += "" if more is None else f" {_spanned(more, '+')} in excess"
+            out.append(line.rstrip())
     return out
 
 

@@ -40,7 +40,7 @@ KINDS = {
 }
 
 #: Settings that all policies must share, where they have them.
-_SHARED = ("model", "mode", "seed", "steps", "guidance")
+_SHARED = ("model", "mode", "seed", "steps", "guidance", "positions", "rebase", "reuse")
 
 
 @dataclass(kw_only=True)
