@@ -19,6 +19,7 @@ from packcache.inspect.decay import (
     fit_decay,
     frame_mass,
 )
+from packcache.inspect.trace import COMMIT, Sample
 from packcache.timeline import Role
 from tests.inspect.synthetic import LAYOUT, exponential, flat, periodic, power_law, trace
 
@@ -48,6 +49,23 @@ def test_shares_sum_to_one_along_every_axis():
     assert roles.by_layer.mean.shape == (3, len(PARTS))
     assert roles.by_frame.shape == (3, len(roles.frames), len(PARTS))
     assert roles.frames == tuple(range(1, 12)), "the image is given, not made"
+
+
+def test_the_images_own_commit_is_no_forward_that_made_something():
+    """A recorder sees it too: the image looks at text and at itself, and no step went before."""
+    made = trace(flat, clips=2, frames=4)
+    mass = np.zeros((2, 5 + LAYOUT.tokens), dtype=np.float32)
+    mass[:, -1] = 1
+    image = [
+        Sample(clip=clip, frame=0, step=COMMIT, steps=10, branch=0, mass=mass) for clip in (0, 1)
+    ]
+    shown = attention_by_role(dataclasses.replace(made, samples=[*image, *made.samples]))
+    without_it = attention_by_role(made)
+    assert shown.frames == without_it.frames == (1, 2, 3)
+    for name in ("whole", "by_layer", "by_step"):
+        assert np.array_equal(getattr(shown, name).mean, getattr(without_it, name).mean), name
+    with pytest.raises(InputError, match="no history: its samples are of the first 1 latent"):
+        attention_by_role(dataclasses.replace(made, samples=image))
 
 
 def test_the_shift_to_the_current_frame_is_seen_and_the_commit_is_last():

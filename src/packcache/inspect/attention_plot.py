@@ -395,11 +395,12 @@ def _headline(figure: Any, title: str, told: str) -> None:
 def _told(trace: Trace) -> str:
     """What was traced, in a line."""
     clips = len({sample.clip for sample in trace.samples})
-    layers = len(trace.layers)
+    layers, images = len(trace.layers), trace.roles.count(Role.IMAGE)
+    made = sum(sample.frame >= images for sample in trace.samples)  # an image is given
     return (
         f"{trace.workload.get('model', 'a model')}, {clips} clip{'s' * (clips != 1)} of "
         f"{len(trace.roles)} latent frames, {trace.layout.tokens} tokens each; "
-        f"{layers} of {trace.num_layers} layers; sampled queries of {len(trace.samples)} forwards"
+        f"{layers} of {trace.num_layers} layers; sampled queries of {made} forwards"
     )
 
 

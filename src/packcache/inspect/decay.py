@@ -143,9 +143,10 @@ def attention_by_role(trace: Trace, *, branch: int | None = None) -> RoleAttenti
     """How attention is shared over text, condition image, history and the current frame.
 
     The paper's observations 1 (anchors keep their attention over layers and frames) and 3 (within
-    a frame it moves from the context to the current frame). Raises InputError for no samples.
+    a frame it moves from the context to the current frame). The condition image is given: its one
+    forward, the commit, makes nothing and is left out. Raises InputError for no samples.
     """
-    samples = _samples(trace, branch)
+    samples = _from(trace, branch, trace.roles.count(Role.IMAGE))
     shares = np.stack([_by_part(trace, sample) for sample in samples])
     clip, frame, step = _keys(samples)
     order, steps = _in_order(step)
@@ -169,14 +170,8 @@ def attention_by_distance(
     Distances count history frames only: the condition image is an anchor; in text-to-video the
     first latent frame is history. Raises InputError for a trace without history.
     """
-    samples = _samples(trace, branch)
     first = trace.roles.count(Role.IMAGE)
-    samples = [sample for sample in samples if sample.frame > first]
-    if not samples:
-        raise InputError(
-            f"the trace has no history: its samples are of the first {first + 1} latent frames, "
-            "expected later ones; record a longer clip"
-        )
+    samples = _from(trace, branch, first + 1)
     most = max(sample.frame for sample in samples) - first
     mass = np.full((len(samples), len(trace.layers), most), np.nan)
     for row, sample in zip(mass, samples, strict=True):
@@ -219,6 +214,17 @@ def _samples(trace: Trace, branch: int | None) -> list[Sample]:
         what = "no samples" if branch is None else f"no samples of branch {branch}"
         raise InputError(f"the trace has {what}: record it again")
     return found
+
+
+def _from(trace: Trace, branch: int | None, frame: int) -> list[Sample]:
+    """Samples of latent frames from `frame` on."""
+    samples = [sample for sample in _samples(trace, branch) if sample.frame >= frame]
+    if not samples:
+        raise InputError(
+            f"the trace has no history: its samples are of the first {frame} latent frames, "
+            "expected later ones; record a longer clip"
+        )
+    return samples
 
 
 def _keys(samples: Sequence[Sample]) -> tuple[NDArray[np.int64], ...]:
