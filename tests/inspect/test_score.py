@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ import packcache as pc
 from packcache.errors import InputError, InputFileError, InvalidSetting
 from packcache.inspect.score import (
     METRICS,
+    PolicyScore,
+    Scores,
     policies_of_file,
     policies_of_folder,
     replay,
@@ -129,7 +132,7 @@ def test_a_window_of_one_frame_by_hand():
     """Frame 2 sees the text, frame 1 and itself: 0.2 of layer 0 and 0.3 of layer 1 are lost."""
     (row,) = score(by_hand(norm=3), {"window": pc.SlidingWindow(frames=1)}).rows
     found = {name: float(values[0]) for name, values in row.values.items()}
-    assert row.since == 2
+    assert row.since == (2,)
     assert found["kept"] == pytest.approx(0.75)
     assert row.layers[0] == pytest.approx([0.8, 0.7])
     # history, mean of layers: 0.25 lies on frame 0 and 0.25 on frame 1
@@ -165,9 +168,44 @@ def test_only_frames_after_the_first_eviction_count():
     masses = [flat(5), flat(9), flat(13), LAST]
     masses[3] = [row + [0.0] * 4 for row in LAST]
     (row,) = score(trace_of(masses), {"window": pc.SlidingWindow(frames=2)}).rows
-    assert row.since == 3 and row.values["kept"] == pytest.approx(1 - 0.25)
+    assert row.since == (3,) and row.values["kept"] == pytest.approx(1 - 0.25)
     (full,) = score(trace_of(masses), {"full": pc.FullCache()}).rows
-    assert full.since == 1 and full.held == 8  # 4, 8 and 12 tokens of history
+    assert full.since == (1,) and full.held == 8  # 4, 8 and 12 tokens of history
+
+
+def test_rows_that_hold_as_many_tokens_are_judged_by_the_same_frames():
+    """Once the window is full both fills hold the same tokens; one of them packs earlier."""
+    fills = parse_policies("packcache:window=3,packcache:window=3,fill=window,full")
+    early, late = [random_trace(seed, frames=9, image=seed == 1) for seed in (1, 2)]
+    apart = {label: score([early, late], {label: p}).rows[0] for label, p in fills.items()}
+    scores = score([early, late], fills)
+    packs, whole, full = scores.rows
+    assert apart[packs.label].since == (3, 3, 2, 2) and apart[whole.label].since == (4, 4, 3, 3)
+    assert packs.since == whole.since == (4, 4, 3, 3) and full.since == (2, 2, 1, 1)
+    for name in METRICS:
+        assert np.array_equal(packs.values[name], whole.values[name]), name
+    assert not np.array_equal(packs.values["kept"], apart[packs.label].values["kept"])
+    assert [[row.label for row in group] for group in scores.groups()] == [
+        ["full"], [packs.label, whole.label]
+    ]  # fmt: skip
+    both = score([early, late], {k: fills[k] for k in (packs.label, "full")}, together=True).rows
+    assert both[0].since == both[1].since == (3, 3, 2, 2)
+
+
+def test_a_mean_over_other_frames_is_another_group():
+    """What holds as much as others do only by chance of its frames does not stand among them."""
+    steady, late = (
+        PolicyScore(
+            label=label,
+            policy="",
+            values={name: np.ones(2) for name in METRICS},
+            layers=np.ones((2, 1)),
+            since=since,
+        )
+        for label, since in (("steady", (3, 3)), ("late", (5, 5)))
+    )
+    groups = Scores(rows=[late, steady], traces=[random_trace()]).groups()
+    assert [[row.label for row in group] for group in groups] == [["steady"], ["late"]]
 
 
 # --- what holds for all --------------------------------------------------------------------------
@@ -292,8 +330,10 @@ def test_rows_are_grouped_by_tokens_and_sorted_by_what_they_keep():
         assert row["kept"]["low"] <= row["kept"]["mean"] <= row["kept"]["high"]
     none = told["results"][-1]
     assert none["share"] is None and none["history"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert set(none["best"].values()) == {0.0, 4} and "-0.0" not in json.dumps(none)
     text = "\n".join(scores.lines())
-    assert "19 history tokens held (1.00 latent frames)" in text and "0 history tokens held" in text
+    assert "19 history tokens held (1.00 latent frames), from latent frame 3 on" in text
+    assert "\n0 history tokens held (0.00 latent frames), from latent frame 2 on" in text
 
 
 def test_clips_of_all_traces_count_alike():
@@ -315,6 +355,10 @@ def test_wrong_use_is_named():
     short = Trace(**{**vars(trace), "samples": [s for s in trace.samples if s.frame < 2]})
     with pytest.raises(InputError, match="no history: its samples are of the first 2 latent"):
         score(short, {"full": pc.FullCache()})
+    half = Trace(**{**vars(trace), "samples": [s for s in trace.samples if s.clip or s.frame < 2]})
+    says = "clip 0 of the trace has no sample with history, expected one of latent frame 2 or later"
+    with pytest.raises(InputError, match=says):
+        score(half, {"full": pc.FullCache()})
 
 
 def test_no_torch_is_needed():

@@ -148,15 +148,14 @@ def _observed(trace: Trace, policy: Policy, clip: int) -> dict[int, tuple[Floats
 class PolicyScore:
     """One policy's row: `values[metric] [clips]` (NaN: says nothing), `layers [clips, layers]`.
 
-    `layers` is the attention kept by layer; `since` the first latent frame that counts, the first
-    one after an eviction, or without any the first one with history.
+    `layers` is the attention kept by layer; `since [clips]` the first latent frame that counts.
     """
 
     label: str
     policy: str
     values: dict[str, Floats]
     layers: Floats
-    since: int
+    since: tuple[int, ...]
 
     @property
     def held(self) -> int:
@@ -167,7 +166,7 @@ class PolicyScore:
         return {
             "policy": self.label,
             "settings": self.policy,
-            "since": self.since,
+            "since": min(self.since),
             **{name: _summary(values) for name, values in self.values.items()},
             "kept_by_layer": self.layers.mean(axis=0).tolist(),
         }
@@ -181,13 +180,15 @@ class Scores:
     traces: list[Trace]
 
     def groups(self) -> list[list[PolicyScore]]:
-        """Rows that hold equally many tokens, most first; in a group by attention kept."""
-        held: dict[int, list[PolicyScore]] = {}
+        """Rows that hold equally many tokens over the same latent frames, most tokens first; in a
+        group by attention kept.
+        """
+        alike: dict[tuple[int, tuple[int, ...]], list[PolicyScore]] = {}
         for row in self.rows:
-            held.setdefault(row.held, []).append(row)
+            alike.setdefault((row.held, row.since), []).append(row)
         return [
-            sorted(held[count], key=lambda row: -row.values["kept"].mean())
-            for count in sorted(held, reverse=True)
+            sorted(alike[key], key=lambda row: -row.values["kept"].mean())
+            for key in sorted(alike, key=lambda key: (-key[0], key[1]))
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -212,33 +213,40 @@ class Scores:
         lines = [
             f"attention kept, % of the full cache's: mean of {clips} clips, 95 % interval",
             "of best: of what as many history tokens could keep, chosen anew for each latent frame",
-            "bound: of the error of attention's output; from: the first latent frame that counts",
-            f"{'kept':>40}{'history':>9}{'interval':>15}{'of best':>9}{'bound':>8}{'from':>6}",
+            "bound: of the error of attention's output; rows of a group are over the same frames",
+            f"{'kept':>40}{'history':>9}{'interval':>15}{'of best':>9}{'bound':>8}",
         ]
         for group in self.groups():
-            held = group[0].held
-            lines.append(f"{held} history tokens held ({held / tokens:.2f} latent frames)")
+            held, since = group[0].held, min(group[0].since)
+            lines.append(
+                f"{held} history tokens held ({held / tokens:.2f} latent frames), from latent "
+                f"frame {since} on"
+            )
             lines += [_line(row.to_json()) for row in group]
         return lines
 
 
-def score(traces: Trace | Sequence[Trace], policies: Mapping[str, Policy]) -> Scores:
+def score(
+    traces: Trace | Sequence[Trace], policies: Mapping[str, Policy], *, together: bool = False
+) -> Scores:
     """What each policy keeps of the attention, over all clips of the traces.
 
-    Means are over latent frames after the policy's first eviction; a policy that evicts nothing is
-    judged by all frames with history, of which it keeps exactly 1. The conditional branch counts.
-    Raises InputError for traces that do not go together or hold no history, and for a policy of
-    somebody else that fails.
+    A policy is judged after its first eviction, or by all latent frames with history if it evicts
+    nothing, of which it keeps exactly 1. Frames are not alike, so policies that hold equally many
+    tokens there, or all of them if they go `together`, are judged by the same ones: those after the
+    first eviction of the last of them. The conditional branch counts. Raises InputError for traces
+    that do not go together or hold no history, and for a policy of somebody else that fails.
     """
     several = [traces] if isinstance(traces, Trace) else list(traces)
     _check_traces(several)
     if not policies:
         raise InvalidSetting("no policy to score: give at least one")
     seen = [_seen(trace) for trace in several]
-    return Scores(
-        rows=[_row(label, policy, several, seen) for label, policy in policies.items()],
-        traces=several,
-    )
+    runs = [_along(label, policy, several, seen) for label, policy in policies.items()]
+    keys = [None if together else run.row(run.since).held for run in runs]
+    since = {key: _latest([r for k, r in zip(keys, runs, strict=True) if k == key]) for key in keys}
+    rows = [run.row(since[key]) for key, run in zip(keys, runs, strict=True)]
+    return Scores(rows=rows, traces=several)
 
 
 def _check_traces(traces: Sequence[Trace]) -> None:
@@ -252,10 +260,16 @@ def _check_traces(traces: Sequence[Trace]) -> None:
                 f"layers {first.layers} were given, expected one model's: score them apart"
             )
         images = trace.roles.count(Role.IMAGE)
-        if not any(s.frame > images and s.branch == 0 for s in trace.samples):
+        told = {s.clip for s in trace.samples if s.frame > images and s.branch == 0}
+        if not told:
             raise InputError(
                 f"the trace has no history: its samples are of the first {images + 1} latent "
                 "frames, expected later ones; record a longer clip"
+            )
+        if silent := [clip for clip in trace.clips if clip not in told]:
+            raise InputError(
+                f"clip {silent[0]} of the trace has no sample with history, expected one of latent "
+                f"frame {images + 1} or later in each of {len(trace.clips)} clips: record it again"
             )
 
 
@@ -270,33 +284,64 @@ def _seen(trace: Trace) -> Seen:
     return {key: np.mean(shares, axis=0) for key, shares in found.items()}
 
 
-def _row(label: str, policy: Policy, traces: Sequence[Trace], seen: Sequence[Seen]) -> PolicyScore:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Clip:
+    """One policy along one clip: values `[frames, METRICS]`, layers `[frames, layers]` of the
+    sampled latent frames that have history; the first of them after an eviction, if any is.
+    """
+
+    frames: NDArray[np.int64]
+    values: Floats
+    layers: Floats
+    since: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """One policy along all clips."""
+
+    label: str
+    policy: str
+    clips: list[_Clip]
+
+    @property
+    def since(self) -> tuple[int, ...]:
+        return tuple(clip.since for clip in self.clips)
+
+    def row(self, since: tuple[int, ...]) -> PolicyScore:
+        """Means over latent frames from `since` on, one number a clip."""
+        counted = [
+            (clip, clip.frames >= first) for clip, first in zip(self.clips, since, strict=True)
+        ]
+        means = np.stack([_means(clip.values[which]) for clip, which in counted])
+        return PolicyScore(
+            label=self.label,
+            policy=self.policy,
+            values=dict(zip(METRICS, means.T, strict=True)),
+            layers=np.stack([clip.layers[which].mean(axis=0) for clip, which in counted]),
+            since=since,
+        )
+
+
+def _latest(runs: Sequence[_Run]) -> tuple[int, ...]:
+    """Of each clip the first latent frame that counts for all of them."""
+    return tuple(max(clips) for clips in zip(*(run.since for run in runs), strict=True))
+
+
+def _along(label: str, policy: Policy, traces: Sequence[Trace], seen: Sequence[Seen]) -> _Run:
     clips = [
         _clip(label, policy, trace, masses, clip)
         for trace, masses in zip(traces, seen, strict=True)
         for clip in trace.clips
     ]
-    values = {name: np.array([clip.means[name] for clip in clips]) for name in METRICS}
-    return PolicyScore(
-        label=label,
-        policy=repr(policy),
-        values=values,
-        layers=np.stack([clip.layers for clip in clips]),
-        since=min(clip.since for clip in clips),
-    )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Clip:
-    means: dict[str, float]
-    layers: Floats
-    since: int
+    return _Run(label=label, policy=repr(policy), clips=clips)
 
 
 def _clip(label: str, policy: Policy, trace: Trace, seen: Seen, clip: int) -> _Clip:
-    """One policy along one clip, mean over the latent frames that count."""
+    """One policy along one clip."""
     first = trace.roles.count(Role.IMAGE) + 1  # with history
-    found: list[tuple[int, dict[str, float], Floats]] = []
+    frames: list[int] = []
+    kept: list[tuple[list[float], Floats]] = []
     evicted_from = len(trace.roles)
     frame = 0
     try:
@@ -304,36 +349,35 @@ def _clip(label: str, policy: Policy, trace: Trace, seen: Seen, clip: int) -> _C
             if timeline.evicted_tokens:
                 evicted_from = min(evicted_from, frame)
             if frame >= first and (clip, frame) in seen:
-                found.append((frame, *_kept(trace, timeline, frame, seen[clip, frame])))
+                frames.append(frame)
+                kept.append(_kept(trace, timeline, frame, seen[clip, frame]))
     except PackCacheError:
         raise
     except Exception as error:  # a policy may be anybody's
         raise InputError(
             f"policy {label!r} fails at latent frame {frame} of clip {clip}: {_said(error)}"
         ) from error
-    counted = [one for one in found if one[0] >= evicted_from] or found
-    rows = [values for _, values, _ in counted]
     return _Clip(
-        means={name: _mean([values[name] for values in rows]) for name in METRICS},
-        layers=np.mean([layers for *_, layers in counted], axis=0),
-        since=counted[0][0],
+        frames=np.array(frames),
+        values=np.array([values for values, _ in kept]),
+        layers=np.stack([layers for _, layers in kept]),
+        since=next((one for one in frames if one >= evicted_from), frames[0]),
     )
 
 
-def _kept(
-    trace: Trace, timeline: Timeline, frame: int, mass: Floats
-) -> tuple[dict[str, float], Floats]:
-    """Every metric of one latent frame with attention `mass [layers, S]`; kept by layer."""
+def _kept(trace: Trace, timeline: Timeline, frame: int, mass: Floats) -> tuple[list[float], Floats]:
+    """`METRICS` of one latent frame with attention `mass [layers, S]`; kept by layer."""
     held, history = _held(trace, timeline, frame), _history(trace, frame)
     lost = mass[:, ~held].sum(axis=1)
     on_history = mass.mean(axis=0)[history]
     total, count = on_history.sum(), int(held[history].sum())
     lost_history = on_history[~held[history]].sum()
-    lost_best = np.sort(on_history)[: len(on_history) - count].sum()
+    # of no token the oracle keeps nothing, which a sum in another order would miss by a rounding
+    lost_best = np.sort(on_history)[: len(on_history) - count].sum() if count else total
     kept_history, best = (
         1 - part / total if total else np.nan for part in (lost_history, lost_best)
     )
-    return {
+    values = {
         "kept": 1 - lost.mean(),
         "history": kept_history,
         "best": best,
@@ -341,7 +385,8 @@ def _kept(
         "bound": (2 * lost * trace.value_norm).mean(),
         "held": count,
         "tokens": timeline.physical_length,
-    }, 1 - lost
+    }
+    return [values[name] for name in METRICS], 1 - lost
 
 
 def _held(trace: Trace, timeline: Timeline, frame: int) -> NDArray[np.bool_]:
@@ -365,10 +410,12 @@ def _history(trace: Trace, frame: int) -> NDArray[np.bool_]:
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    """Mean of what is known, NaN if nothing is."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else np.nan
+def _means(values: Floats) -> Floats:
+    """Means over rows of what is known `[rows, metrics]`, NaN where nothing is."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0).sum(axis=0)
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
 def _summary(values: Floats) -> dict[str, float] | None:
@@ -385,7 +432,7 @@ def _line(row: Mapping[str, Any]) -> str:
     ]
     return (
         f"  {row['policy']:32}{shown[0]}{shown[1]} {interval:>14}{shown[2]}"
-        f"{row['bound']['mean']:8.2f}{row['since']:6}"
+        f"{row['bound']['mean']:8.2f}"
     )
 
 
