@@ -202,9 +202,9 @@ def test_nothing_within_the_tolerance_is_told_with_the_best():
 def test_the_fitted_half_life_is_tried_only_if_the_fit_is_good(monkeypatch):
     tried = []
 
-    def watched(made, policies):
+    def watched(made, policies, **settings):
         tried.extend(policy.half_life for policy in policies.values())
-        return score(made, policies)
+        return score(made, policies, **settings)
 
     monkeypatch.setattr("packcache.inspect.calibrate.score", watched)
     calibrate(small(exponential(0.6)), tolerance=0.5, budgets=(1,))
@@ -212,6 +212,23 @@ def test_the_fitted_half_life_is_tried_only_if_the_fit_is_good(monkeypatch):
     tried.clear()
     calibrate(small(periodic(3)), tolerance=0.5, budgets=(1,))
     assert set(tried) == {1.0, 2.0, 4.0}
+
+
+def test_a_window_that_evicts_sooner_is_not_judged_by_easier_frames(monkeypatch):
+    """Frame 3, its first after an eviction, looks at the newest frame alone; later ones do not."""
+    monkeypatch.setattr("packcache.inspect.calibrate.WINDOWS", (1, 2))
+
+    def kernel(d):
+        if len(d) < 3:
+            return (d == 1).astype(float)
+        return np.select([d == 1, d == 2], [0.5, 0.05], 0.45 / (len(d) - 2))
+
+    made = small(kernel, clips=2)
+    narrow, wide = (PackCache(budget=2, window=window) for window in (1, 2))
+    assert lost(made, narrow).mean() < lost(made, wide).mean()
+    (trial,) = calibrate(made, tolerance=0.01, budgets=(2,)).trials
+    assert trial.settings["window"] == 2
+    assert trial.mean == pytest.approx(lost(made, wide).mean())  # told of its own frames
 
 
 def test_an_order_that_finds_the_attention_is_chosen():

@@ -221,8 +221,9 @@ def calibrate(
 
     For each budget, smallest first: all windows, half-lives and orders, then a floor of half an
     equal share with the best of these; the first budget within the tolerance ends the search. Loss
-    counts latent frames after the first eviction. Every other clip chooses, and what the choice
-    loses is told of the rest; of a single clip every other latent frame.
+    counts latent frames after the first eviction, and settings are compared over the same ones.
+    Every other clip chooses, and what the choice loses is told of the rest; of a single clip every
+    other latent frame.
 
     `trained_latent_frames`: of the model, None: as the trace says, if it does. Where they are
     known, windows and budgets beyond are tried only if nothing within will do, marked, and chosen
@@ -390,7 +391,7 @@ def _best(trace: Trace, kernels: Sequence[Mapping[str, Any]]) -> Trial:
     first = _least_loss(trace, kernels)
     even = first.settings["budget"] / first.settings["window"]
     floored = {**first.settings, "min_share": round(min(1.0, even) / 2, 3)}
-    return min(first, _least_loss(trace, [floored]), key=lambda trial: trial.mean)
+    return _least_loss(trace, [first.settings, floored])
 
 
 def _bounds(lost: Interval) -> str:
@@ -401,12 +402,17 @@ def _bounds(lost: Interval) -> str:
 
 
 def _least_loss(trace: Trace, tried: Sequence[Mapping[str, Any]]) -> Trial:
-    """The settings that lose least in the mean over clips; of equals the first."""
+    """The settings that lose least in the mean over clips; of equals the first.
+
+    They are compared over the same latent frames, those after the last one's first eviction: a
+    narrow window evicts sooner, and frames are not alike. What the best loses is told of its own.
+    """
     policies = {str(number): PackCache(**settings) for number, settings in enumerate(tried)}
-    rows = score(trace, policies).rows
-    row = min(rows, key=lambda one: -one.values["kept"].mean())
+    rows = score(trace, policies, together=True).rows
+    best = max(rows, key=lambda one: one.values["kept"].mean()).label
+    (row,) = score(trace, {best: policies[best]}).rows
     return Trial(
-        settings=dict(tried[int(row.label)]),
+        settings=dict(tried[int(best)]),
         lost=bootstrap(1 - row.values["kept"]),
         tokens=float(row.values["held"].mean()),
     )
