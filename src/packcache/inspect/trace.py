@@ -262,6 +262,15 @@ def _samples(trace: Trace, numbers: Ints, codes: NDArray[np.uint16]) -> list[Sam
 def _check(trace: Trace) -> None:
     """What a file says of itself must fit together."""
     frames, tokens, clips = len(trace.roles), trace.layout.tokens, len(trace.clips)
+    numbers = range(trace.num_layers)
+    if not trace.layers or sorted({*trace.layers} & {*numbers}) != list(trace.layers):
+        raise _Unlike(
+            f"has layers {list(trace.layers)}, expected some of 0 to {trace.num_layers - 1}, "
+            "ascending"
+        )
+    for name in ("workload", "environment"):
+        if not isinstance(getattr(trace, name), dict):
+            raise _Unlike(f"has {name} {getattr(trace, name)!r}, expected an object of names")
     for clip, ids in enumerate(trace.ids):
         if ids.shape != (frames, tokens):
             raise _Unlike(
@@ -276,6 +285,10 @@ def _check(trace: Trace) -> None:
     if trace.value_norm.shape != (len(trace.layers),):
         raise _Unlike(
             f"has {trace.value_norm.size} value norms, expected {len(trace.layers)}, one a layer"
+        )
+    if not (np.isfinite(trace.value_norm) & (trace.value_norm >= 0)).all():
+        raise _Unlike(
+            f"has value norms {trace.value_norm.tolist()}, expected lengths: finite, at least 0"
         )
     if trace.visible is not None and trace.visible.shape != (tokens,):
         raise _Unlike(f"has visibility of {trace.visible.size} tokens, expected {tokens}")
