@@ -180,6 +180,38 @@ def test_a_trained_range_that_is_none(file):
 def test_a_clip_that_is_not_there(file, tmp_path):
     error = refusal("inspect", file, "--out", tmp_path / "a", "--clip", 2)
     assert "clip is 2, expected 0 to 1" in str(error) and error.exit_code == 2
+    assert not (tmp_path / "a").exists()
+
+
+UNFIT = [
+    (["--clip", 4], "clip is 4, expected 0 to 3, the clips of the trace"),
+    (["--clip=-1"], "clip is -1, expected 0 to 3"),
+    (
+        ["--policies", "packcache:order=expected"],
+        "goes by 'expected' scores, and a trace holds non",
+    ),
+    (["--policies", "packcache:budget=2tok"], "budget 2tok is 2 tokens for a window of 4 latent"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), UNFIT)
+def test_what_cannot_be_drawn_leaves_nothing_behind(words, says, tmp_path, monkeypatch):
+    """Neither of a file nor of clips, which nobody records in vain."""
+    from packcache.inspect import record as recorder
+
+    path = tmp_path / "four.trace"
+    trace(exponential(0.5), frames=4, clips=4, layers=1, steps=(-1,)).save(path)
+    monkeypatch.setattr(recorder, "record", lambda *_, **__: pytest.fail("recorded in vain"))
+    for source in (path, "digits"):
+        error = refusal("inspect", source, "--out", tmp_path / "seen", *words)
+        assert says in str(error) and error.exit_code == 2
+        assert not (tmp_path / "seen").exists()
+
+
+def test_what_is_drawn_needs_a_folder(file):
+    for words in (["--clip", 0], ["--policies", "full"]):
+        error = refusal("inspect", file, *words)
+        assert f"{words[0]} {words[1]} without --out" in str(error) and error.exit_code == 2
 
 
 def test_unknown_policies_and_folders(file, tmp_path):

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from packcache.cli_options import POLICIES_HELP, AsJson, Seed
 from packcache.console import print_json, progress
-from packcache.errors import InputFileError
+from packcache.errors import InputFileError, InvalidSetting
 
 if TYPE_CHECKING:
     from packcache.inspect.calibrate import Calibration
     from packcache.inspect.decay import Decay, DistanceAttention, RoleAttention
     from packcache.inspect.trace import Trace
+    from packcache.policies import Policy
 
 __all__ = ["calibrate", "inspect"]
 
 #: What `--json` prints.
 SCHEMA = "packcache.inspect/1"
+
+#: Whose kept tokens are drawn, unless asked otherwise.
+POLICIES = "full,window,packcache"
 
 #: What is recorded of the embedded model: clips, and pixel frames of each.
 CLIPS, FRAMES = 4, 49
@@ -29,7 +33,10 @@ Source = Annotated[
     str, typer.Argument(help="a trace, or digits: traced on the spot", show_default=False)
 ]
 Policies = Annotated[
-    str, typer.Option("--policies", help=f"whose kept tokens to draw: {POLICIES_HELP}")
+    str | None,
+    typer.Option(
+        "--policies", help=f"whose kept tokens to draw: {POLICIES_HELP} [full,window,packcache]"
+    ),
 ]
 Tolerance = Annotated[
     float | None,
@@ -43,9 +50,11 @@ Trained = Annotated[
 
 def inspect(
     source: Source,
-    policies: Policies = "full,window,packcache",
+    policies: Policies = None,
     out: Annotated[Path | None, typer.Option("--out", help="folder for JSON and pictures")] = None,
-    clip: Annotated[int, typer.Option("--clip", help="whose kept tokens to draw")] = 0,
+    clip: Annotated[
+        int | None, typer.Option("--clip", help="whose kept tokens to draw [0]")
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -53,13 +62,12 @@ def inspect(
     from packcache import files
     from packcache.inspect.attention_plot import figure_class, plot_attention, plot_kept
     from packcache.inspect.decay import attention_by_distance, attention_by_role
-    from packcache.policies import parse_policies
 
-    chosen = parse_policies(policies)
+    drawn = _drawn(policies, clip, out)
     if out is not None:
         files.check_output_folder(out)
         figure_class()  # or all would be recorded in vain
-    trace = _trace(source, seed)
+    trace = _trace(source, seed, drawn)
     roles, curve = attention_by_role(trace), attention_by_distance(trace)
     result = {
         "schema": SCHEMA,
@@ -68,10 +76,10 @@ def inspect(
         "roles": roles.to_json(),
         "distance": curve.to_json(),
     }
-    if out is not None:
+    if out is not None and drawn is not None:
         out.mkdir(exist_ok=True)
         plot_attention(trace, out / "attention.png")
-        plot_kept(trace, chosen, out / "kept.png", clip=clip)
+        plot_kept(trace, drawn.policies, out / "kept.png", clip=drawn.clip)
         files.write_json(result, out / "inspect.json")
     if as_json:
         print_json(result)
@@ -111,29 +119,63 @@ def calibrate(
         print(f"wrote {out}: PackCache.from_file loads it")
 
 
-def _trace(source: str, seed: int) -> Trace:
-    """A trace from its file, or of the embedded model, recorded now."""
+class _Drawn(NamedTuple):
+    """Whose kept tokens are to be drawn, of which clip."""
+
+    policies: dict[str, Policy]
+    clip: int
+
+
+def _drawn(policies: str | None, clip: int | None, out: Path | None) -> _Drawn | None:
+    """What is to be drawn, None without a folder; raises for options that would say nothing."""
+    from packcache.policies import parse_policies
+
+    chosen = parse_policies(POLICIES if policies is None else policies)
+    if out is not None:
+        return _Drawn(chosen, clip or 0)
+    for name, given in (("--clip", clip), ("--policies", policies)):
+        if given is not None:
+            raise InvalidSetting(
+                f"{name} {given} without --out: it says what is drawn there, name a folder"
+            )
+    return None
+
+
+def _trace(source: str, seed: int, drawn: _Drawn | None = None) -> Trace:
+    """A trace from its file, or of the embedded model, recorded now; what is drawn fits it."""
+    from packcache.inspect.attention_plot import kept_frames
     from packcache.inspect.trace import Trace
 
     if source == "digits":
-        return _recorded(seed)
+        return _recorded(seed, drawn)
     if not Path(source).exists():
         raise InputFileError(
             f"{source} does not exist: expected a trace, as packcache trace record writes it, or "
             "digits, which is traced on the spot"
         )
-    return Trace.load(Path(source))
+    trace = Trace.load(Path(source))
+    if drawn is not None:
+        kept_frames(trace, *drawn)
+    return trace
 
 
-def _recorded(seed: int) -> Trace:
+def _recorded(seed: int, drawn: _Drawn | None) -> Trace:
     """Clips of the embedded model from their condition images, as the paper makes them."""
     from packcache.inspect import record
+    from packcache.inspect.attention_plot import check_clip
+    from packcache.inspect.score import check_told
     from packcache.models import load
 
     prompts, images = record.scenes(CLIPS, with_image=True, seed=seed)
+    pipeline = load("digits")
+    if drawn is not None:  # before minutes of recording
+        check_clip(drawn.clip, range(CLIPS))
+        for policy in drawn.policies.values():
+            check_told(policy)
+            pipeline.run(prompts[:1], image=(images or [])[:1], frames=FRAMES, policy=policy)
     with progress("recording") as advance:
         return record.record(
-            load("digits"), prompts, images=images, frames=FRAMES, seed=seed, on_frame=advance
+            pipeline, prompts, images=images, frames=FRAMES, seed=seed, on_frame=advance
         )
 
 

@@ -29,7 +29,14 @@ from packcache.inspect.trace import Sample, Trace
 from packcache.policies import Policy
 from packcache.timeline import HeldFrame, Role
 
-__all__ = ["check_name", "figure_class", "plot_attention", "plot_kept"]
+__all__ = [
+    "check_clip",
+    "check_name",
+    "figure_class",
+    "kept_frames",
+    "plot_attention",
+    "plot_kept",
+]
 
 _INK, _SOFT, _GRID = "#22242c", "#7d8290", "#e6e8ee"
 
@@ -83,6 +90,30 @@ def plot_attention(trace: Trace, path: str | Path) -> Path:
     return _save(figure, path)
 
 
+def check_clip(clip: int, clips: range) -> None:
+    """Raises InvalidSetting for a clip that is not there."""
+    if clip not in clips:
+        raise InvalidSetting(
+            f"clip is {clip}, expected 0 to {clips.stop - 1}, the clips of the trace"
+        )
+
+
+def kept_frames(
+    trace: Trace, policies: Mapping[str, Policy], clip: int = 0
+) -> dict[str, dict[int, HeldFrame]]:
+    """What each policy holds after the last commit of a clip, by latent frame; text is -1.
+
+    Raises InvalidSetting for a clip that is not there, no policy, or one that a trace cannot serve.
+    """
+    if not policies:
+        raise InvalidSetting("no policy to draw: give at least one")
+    check_clip(clip, trace.clips)
+    return {
+        label: {entry.span.frame: entry for entry in replay(trace, policy, clip).entries}
+        for label, policy in policies.items()
+    }
+
+
 def plot_kept(
     trace: Trace, policies: Mapping[str, Policy], path: str | Path, *, clip: int = 0
 ) -> Path:
@@ -91,12 +122,7 @@ def plot_kept(
     Grids show content tokens; the numbers below count border and new-line tokens too. Of more than
     fourteen latent frames the first two and the newest are shown.
     """
-    if not policies:
-        raise InvalidSetting("no policy to draw: give at least one")
-    if clip not in trace.clips:
-        raise InvalidSetting(
-            f"clip is {clip}, expected 0 to {trace.clips.stop - 1}, the clips of the trace"
-        )
+    held = kept_frames(trace, policies, clip)
     frames = _shown(len(trace.roles))
     cell = min(1.0, 10.5 / len(frames))
     height = cell * trace.layout.rows / trace.layout.cols
@@ -104,11 +130,10 @@ def plot_kept(
     size = (left + len(frames) * (cell + 0.1) + 0.3, top + len(policies) * row + 0.45)
     figure = _figure(path, size)
     _headline(figure, f"Tokens kept after latent frame {len(trace.roles) - 1}", _told(trace))
-    for number, (label, policy) in enumerate(policies.items()):
-        entries = {e.span.frame: e for e in replay(trace, policy, clip).entries}
+    for number, (label, entries) in enumerate(held.items()):
         below = top + number * row
-        held = sum(entry.count for entry in entries.values() if entry.span.role is Role.HISTORY)
-        _policy_name(figure, label, held, below, size)
+        count = sum(entry.count for entry in entries.values() if entry.span.role is Role.HISTORY)
+        _policy_name(figure, label, count, below, size)
         for column, frame in enumerate(frames):
             corner = (left + column * (cell + 0.1), below)
             axes = _place(figure, corner, (cell, height), size)

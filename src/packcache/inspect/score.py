@@ -40,6 +40,7 @@ __all__ = [
     "TOLD",
     "PolicyScore",
     "Scores",
+    "check_told",
     "policies_of_file",
     "policies_of_folder",
     "replay",
@@ -115,17 +116,22 @@ def _commit(
         timeline.keep(slots)
 
 
+def check_told(policy: Policy) -> None:
+    """Raises InvalidSetting for a policy that asks for scores which no trace holds."""
+    if policy.asks not in TOLD:
+        raise InvalidSetting(
+            f"{policy!r} goes by {policy.asks!r} scores, and a trace holds none, only observed "
+            "attention: leave it out"
+        )
+
+
 def _observed(trace: Trace, policy: Policy, clip: int) -> dict[int, tuple[Floats]]:
     """By latent frame, what a policy that asks for observed attention is told; else nothing.
 
     The shares that a frame's own queries gave its tokens at the commit, mean over the recorded
     layers: the cache's own score is of all layers and of other queries.
     """
-    if policy.asks not in TOLD:
-        raise InvalidSetting(
-            f"{policy!r} goes by {policy.asks!r} scores, and a trace holds none, only observed "
-            "attention: leave it out"
-        )
+    check_told(policy)
     if policy.asks is None:
         return {}
     found: dict[int, tuple[Floats]] = {}
