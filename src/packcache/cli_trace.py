@@ -113,15 +113,15 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score policies by the attention that the tokens they keep would have got."""
-    from packcache.inspect.score import policies_of_file, policies_of_folder
+    from packcache.inspect.score import merged, policies_of_file, policies_of_folder
     from packcache.inspect.score import score as judge
     from packcache.inspect.trace import Trace
 
     chosen = _policies(policies)
     for path in policy_file or ():
-        chosen |= policies_of_file(path)
+        chosen = merged(chosen, policies_of_file(path))
     if policies_from is not None:
-        chosen |= policies_of_folder(policies_from)
+        chosen = merged(chosen, policies_of_folder(policies_from))
     scores = judge([Trace.load(path) for path in traces], chosen)
     if as_json:
         print_json(scores.to_json())

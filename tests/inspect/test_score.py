@@ -192,6 +192,18 @@ def test_rows_that_hold_as_many_tokens_are_judged_by_the_same_frames():
     assert both[0].since == both[1].since == (3, 3, 2, 2)
 
 
+def test_who_holds_less_while_it_fills_is_judged_where_it_holds_as_much():
+    """Fixed shares of young frames do not add up to the budget, those of a full window do."""
+    trace = random_trace(frames=9, clips=1)
+    chosen = parse_policies("packcache:window=3,packcache:window=3,redistribute=false,"
+                            "packcache:window=4,fill=window")  # fmt: skip
+    packs, literal, whole = score(trace, chosen).rows
+    (alone,) = score(trace, {literal.label: chosen[literal.label]}).rows
+    assert alone.since == (3,) and alone.held < trace.layout.tokens
+    assert packs.since == literal.since == whole.since == (5,)
+    assert packs.held == literal.held == whole.held == trace.layout.tokens
+
+
 def test_a_mean_over_other_frames_is_another_group():
     """What holds as much as others do only by chance of its frames does not stand among them."""
     steady, late = (

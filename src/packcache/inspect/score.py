@@ -41,6 +41,7 @@ __all__ = [
     "PolicyScore",
     "Scores",
     "check_told",
+    "merged",
     "policies_of_file",
     "policies_of_folder",
     "replay",
@@ -239,9 +240,10 @@ def score(
 
     A policy is judged after its first eviction, or by all latent frames with history if it evicts
     nothing, of which it keeps exactly 1. Frames are not alike, so policies that hold equally many
-    tokens there, or all of them if they go `together`, are judged by the same ones: those after the
-    first eviction of the last of them. The conditional branch counts. Raises InputError for traces
-    that do not go together or hold no history, and for a policy of somebody else that fails.
+    tokens in the end, or all of them if they go `together`, are judged by the same ones: those
+    after the first eviction of the last of them. The conditional branch counts. Raises
+    InputError for traces that do not go together or hold no history, and for a policy of somebody
+    else that fails.
     """
     several = [traces] if isinstance(traces, Trace) else list(traces)
     _check_traces(several)
@@ -249,7 +251,7 @@ def score(
         raise InvalidSetting("no policy to score: give at least one")
     seen = [_seen(trace) for trace in several]
     runs = [_along(label, policy, several, seen) for label, policy in policies.items()]
-    keys = [None if together else run.row(run.since).held for run in runs]
+    keys = [None if together else run.held_at_last for run in runs]
     since = {key: _latest([r for k, r in zip(keys, runs, strict=True) if k == key]) for key in keys}
     rows = [run.row(since[key]) for key, run in zip(keys, runs, strict=True)]
     return Scores(rows=rows, traces=several)
@@ -313,6 +315,12 @@ class _Run:
     @property
     def since(self) -> tuple[int, ...]:
         return tuple(clip.since for clip in self.clips)
+
+    @property
+    def held_at_last(self) -> int:
+        """History tokens held in the last latent frame, mean over clips, to whole tokens."""
+        last = [clip.values[-1, METRICS.index("held")] for clip in self.clips]
+        return round(float(np.mean(last)))
 
     def row(self, since: tuple[int, ...]) -> PolicyScore:
         """Means over latent frames from `since` on, one number a clip."""
@@ -443,6 +451,17 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 # --- policies of somebody else -------------------------------------------------------------------
+
+
+def merged(policies: Mapping[str, Policy], more: Mapping[str, Policy]) -> dict[str, Policy]:
+    """Both; raises InvalidSetting for a label that is known, for one row would hide the other."""
+    for label in more:
+        if label in policies:
+            raise InvalidSetting(
+                f"policy {label!r} is there twice, {policies[label]!r} and {more[label]!r}: rename "
+                "the file or the policy, or leave one out"
+            )
+    return {**policies, **more}
 
 
 def policies_of_file(path: str | Path) -> dict[str, Policy]:
