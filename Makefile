@@ -78,6 +78,7 @@ reproduce: setup
 	$(BIN)/packcache evaluate page $(PAGE) --result $(RESULTS)/evaluate.json \
 		--ablations $(ABLATIONS)/evaluate.json --picture $(PICTURE) $(TIMED)
 
-# every policy on the stored traces, and those of files dropped into a folder: ARGS="--policies-from DIR"
+# every policy on the stored traces, and those of files dropped into policies/ or a folder you name:
+# ARGS="--policies-from DIR"; with such rows nothing is written but to ARGS="--out FILE"
 leaderboard: setup
 	$(BIN)/python benchmarks/leaderboard.py $(ARGS)

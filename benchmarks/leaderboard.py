@@ -5,7 +5,9 @@
     python benchmarks/leaderboard.py --record              # makes the traces anew
 
 No model is run. Policies with a budget are asked at 0.5, 1 and 2 latent frames in tokens, so that
-the rows of a group hold equally many; the others, and files dropped into the folder, as they are.
+the rows of a group hold equally many; the others, and files dropped into a folder, as they are.
+`policies/` beside the Makefile is such a folder, and git does not see it. With rows of such files
+nothing is written but to `--out`: the stored result is that of the library.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 from packcache.environment import environment
 from packcache.evaluate.memory import DEFAULT_POLICIES
 from packcache.files import write_json
-from packcache.inspect.score import TOLD, Scores, policies_of_folder, score
+from packcache.inspect.score import TOLD, Scores, merged, policies_of_folder, score
 from packcache.inspect.trace import Trace
 from packcache.policies import POLICIES, Policy, parse_policy
 from packcache.timeline import FrameLayout
@@ -28,12 +30,24 @@ from packcache.timeline import FrameLayout
 SCHEMA = "packcache.leaderboard/1"
 HERE = Path(__file__).parent
 
+#: Where files with policies of one's own are looked for, and where the library's rows are written.
+OWN = HERE.parent / "policies"
+STORED = HERE / "results" / "leaderboard.json"
+
 #: Latent frames of history that a budget is asked at.
 BUDGETS = (0.5, 1, 2)
 
-#: Asked beside the library's own names: the window that holds as much as the largest budget, and
-#: the scored order that a trace knows.
-MORE = {"window 2": "window:frames=2", "observed": "packcache:order=observed"}
+#: Asked beside the library's own names: what holds as much as the largest budget, the other way to
+#: fill, and the scored order that a trace knows.
+MORE = {
+    "window 2": "window:frames=2",
+    "deepforcing 2": "deepforcing:frames=2,recent=0",
+    "fill window": "packcache:fill=window",
+    "observed": "packcache:order=observed",
+}
+
+#: Asked as they are spelled too: a preset whose budget counts visible tokens.
+SPELLED = ("paper visible",)
 
 #: The shipped traces: clips of each, pixel frames, and whether their first frame is given.
 CLIPS, FRAMES = 2, 49
@@ -54,7 +68,8 @@ def library() -> dict[str, Policy]:
 def entrants(layout: FrameLayout) -> dict[str, Policy]:
     """The library's policies by label; each once, at every budget if it has one."""
     found: dict[str, Policy] = {}
-    for label, policy in library().items():
+    known = library()
+    for label, policy in known.items():
         if "budget" not in {field.name for field in fields(policy)}:
             found[label] = policy
             continue
@@ -63,7 +78,7 @@ def entrants(layout: FrameLayout) -> dict[str, Policy]:
             asked: Any = replace(policy, budget=tokens)  # type: ignore[call-arg]
             if asked not in found.values():
                 found[f"{label}, budget {frames:g}"] = asked
-    return found
+    return {**found, **{label: known[label] for label in SPELLED}}
 
 
 def record_traces(folder: Path) -> None:
@@ -100,9 +115,13 @@ def result(scores: Scores, paths: list[Path], seconds: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", type=Path, default=HERE / "traces")
-    parser.add_argument("--policies-from", type=Path, help="folder of Python files with policies")
+    parser.add_argument(
+        "--policies-from", type=Path, help="folder of Python files with policies [policies/]"
+    )
     parser.add_argument("--record", action="store_true", help="make the traces anew first")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "leaderboard.json")
+    parser.add_argument(
+        "--out", type=Path, help="JSON to write [the stored result, without policies of files]"
+    )
     arguments = parser.parse_args()
     if arguments.record:
         record_traces(arguments.traces)
@@ -112,14 +131,19 @@ def main() -> None:
         parser.error(f"no *.trace in {arguments.traces}: record them with --record")
     traces = [Trace.load(path) for path in paths]
     policies = entrants(traces[0].layout)
-    if arguments.policies_from:
-        policies |= policies_of_folder(arguments.policies_from)
+    folder = arguments.policies_from or (OWN if any(OWN.glob("*.py")) else None)
+    if folder is not None:
+        policies = merged(policies, policies_of_folder(folder))
     scores = score(traces, policies)
     spent = time.perf_counter() - start
     print("\n".join(scores.lines()))
     print(f"{len(policies)} policies on {len(paths)} traces in {spent:.1f} s")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(result(scores, paths, spent), arguments.out)
+    out = arguments.out or (STORED if folder is None else None)
+    if out is None:
+        print(f"nothing was written, with rows of {folder}: name a file with --out")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(result(scores, paths, spent), out)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,20 @@ def test_score_takes_policies_of_files(trace, recorded, tmp_path):
         assert {row["policy"] for row in told["results"]} == {"full", "mine:long"}
 
 
+def test_a_label_that_is_known_is_refused(trace, recorded, tmp_path):
+    """Two files of one stem, each with a policy of one name: one row would hide the other."""
+    for folder, frames in (("a", 2), ("b", 3)):
+        own = f"from packcache.policies import SlidingWindow\nlong = SlidingWindow(frames={frames})"
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(own)
+    one, other = (["--policy-file", tmp_path / folder / "mine.py"] for folder in "ab")
+    for more in (other, ["--policies-from", tmp_path / "b"]):
+        with pytest.raises(InvalidSetting, match="policy 'mine:long' is there twice") as raised:
+            trace("score", recorded, "--policies", "full", *one, *more)
+        assert "SlidingWindow(frames=2) and SlidingWindow(frames=3)" in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
 def test_wrong_use_of_score(trace, recorded, tmp_path):
     with pytest.raises(InputFileError, match="is no file: record a trace with packcache trace"):
         trace("score", tmp_path / "no.trace")
@@ -124,25 +138,68 @@ def test_the_shipped_traces_are_small_and_of_both_kinds():
         assert made.workload["frames"] == 49 and made.layers == tuple(range(6))
 
 
-def test_the_leaderboard_scores_the_librarys_policies_and_dropped_files(
-    monkeypatch, capsys, tmp_path
-):
+@pytest.fixture
+def leaderboard(monkeypatch, tmp_path, capsys):
+    """Run the script as it is run, its stored result and folder of policies elsewhere."""
     spec = importlib.util.spec_from_file_location(
         "leaderboard", ROOT / "benchmarks" / "leaderboard.py"
     )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    (tmp_path / "mine.py").write_text(
-        "from packcache.policies import SinkWindow\nmine = SinkWindow(sinks=2, frames=2)\n"
-    )
-    out = tmp_path / "leaderboard.json"
-    words = ["leaderboard.py", "--policies-from", str(tmp_path), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", words)
-    module.main()
-    told = json.loads(out.read_text())
-    assert told["schema"] == "packcache.leaderboard/1" and told["environment"]["python"]
-    assert set(told["workload"]["files"]) == {"image.trace", "text.trace"}
+    monkeypatch.setattr(module, "STORED", tmp_path / "stored.json")
+    monkeypatch.setattr(module, "OWN", tmp_path / "policies")
+
+    def run(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["leaderboard.py", *map(str, words)])
+        module.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+MINE = "from packcache.policies import SinkWindow\nmine = SinkWindow(sinks=2, frames=2)\n"
+
+
+def same(stored, found) -> None:
+    """Equal in every name, and in every number but for rounding."""
+    assert type(stored) is type(found)
+    if isinstance(stored, dict):
+        assert stored.keys() == found.keys()
+        for name, value in stored.items():
+            same(value, found[name])
+    elif isinstance(stored, list):
+        for one, other in zip(stored, found, strict=True):
+            same(one, other)
+    else:
+        assert stored == (pytest.approx(found, abs=1e-6) if type(found) is float else found)
+
+
+def test_the_leaderboard_is_what_is_stored(leaderboard, tmp_path):
+    """Every row and every number of it, in seconds; the stored one has a commit to go back to."""
+    said = leaderboard()
+    told = json.loads((tmp_path / "stored.json").read_text())
+    stored = json.loads((ROOT / "benchmarks" / "results" / "leaderboard.json").read_text())
+    for result in (told, stored):
+        assert result["schema"] == "packcache.leaderboard/1" and result["environment"]["python"]
+        assert set(result["workload"]["files"]) == {"image.trace", "text.trace"}
+        assert result["workload"].pop("seconds") < 300
+    assert not stored["environment"]["commit"].endswith("+")
+    same(stored["workload"], told["workload"])
+    same(stored["results"], told["results"])
+    assert f"{len(told['results'])} policies on 2 traces" in said
+
+
+def test_a_number_that_differs_would_be_seen():
+    for one, other in (({"a": [1.0]}, {"a": [1.1]}), ({"a": 1}, {"b": 1}), ([1], [1, 2]), (0.0, 0)):
+        with pytest.raises((AssertionError, ValueError)):
+            same(one, other)
+
+
+def test_the_leaderboard_scores_the_librarys_policies_and_dropped_files(leaderboard, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    leaderboard("--policies-from", tmp_path, "--out", tmp_path / "mine.json")
+    told = json.loads((tmp_path / "mine.json").read_text())
     rows = {row["policy"]: row for row in told["results"]}
     assert {"full", "mine:mine", "paper, budget 0.5", "paper, budget 2", "none"} <= set(rows)
     assert {"fademem, budget 1", "deepforcing", "observed, budget 1", "window 2"} <= set(rows)
@@ -152,8 +209,17 @@ def test_the_leaderboard_scores_the_librarys_policies_and_dropped_files(
         assert row["history"]["mean"] <= row["best"]["mean"] + 1e-9
     equal = [rows[f"{name}, budget 1"] for name in ("paper", "uniform", "random", "novelty")]
     assert {round(row["held"]["mean"]) for row in equal} == {160}
-    assert f"{len(rows)} policies on 2 traces" in capsys.readouterr().out
-    stored = json.loads((ROOT / "benchmarks" / "results" / "leaderboard.json").read_text())
-    assert stored["workload"]["files"] == told["workload"]["files"]
-    for row in stored["results"]:
-        assert row["kept"] == pytest.approx(rows[row["policy"]]["kept"], abs=1e-6), row["policy"]
+
+
+@pytest.mark.parametrize("words", [[], ["--policies-from", "named"]])
+def test_rows_of_files_are_printed_and_leave_the_stored_result_alone(
+    leaderboard, tmp_path, monkeypatch, words
+):
+    """Of the folder that is always looked into, and of one that is named."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / ("named" if words else "policies")
+    folder.mkdir()
+    (folder / "mine.py").write_text(MINE)
+    said = leaderboard(*words)
+    assert "  mine:mine " in said and "nothing was written, with rows of" in said
+    assert "name a file with --out" in said and not (tmp_path / "stored.json").exists()
