@@ -100,14 +100,43 @@ def test_the_leaderboard_is_the_stored_one():
     result = json.loads((ROOT / "benchmarks/results/leaderboard.json").read_text())
     rows = {row["policy"]: row for row in result["results"]}
     page = (ROOT / "docs/evaluation.md").read_text()
-    names = ("observed", "novelty", "fademem", "paper", "uniform", "window", "random")
+    names = (
+        "observed",
+        "novelty",
+        "fademem",
+        "paper",
+        "uniform",
+        "window",
+        "deepforcing",
+        "random",
+    )
+    best: dict[int, set[str]] = {1: set(), 2: set()}
     for name in names:
         cells = []
         for frames in (1, 2):
-            label = f"{name} {frames}" if name == "window" else f"{name}, budget {frames}"
-            mean, low, high = (100 * rows[label]["history"][n] for n in ("mean", "low", "high"))
+            by_frames = name in ("window", "deepforcing")
+            label = f"{name} {frames}" if by_frames else f"{name}, budget {frames}"
+            if label not in rows:
+                cells.append("-")
+                continue
+            row = rows[label]
+            assert row["held"]["mean"] == frames * result["workload"]["tokens_per_frame"]
+            mean, low, high = (100 * row["history"][n] for n in ("mean", "low", "high"))
             cells.append(f"{mean:.1f} % ({low:.1f} to {high:.1f})")
+            best[frames].add(f"{100 * row['best']['mean']:.1f} %")
+            assert f"from latent frame {row['since']} on |" in page
         assert f"| {name} | {cells[0]} | {cells[1]} |" in page
+    (one,), (two,) = best[1], best[2]
+    assert f"| the best possible, chosen anew for every latent frame | {one} | {two} |" in page
+
+
+def test_presets_are_spelled_as_the_guide_says():
+    from packcache.policies import PackCache, parse_policy
+
+    page = (ROOT / "docs/evaluation.md").read_text()
+    for name in ("paper", "paper_literal", "paper_visible"):
+        own = re.findall(r"`(packcache[^` ]*)` is[^`]*`" + name + "`", page)
+        assert [parse_policy(text) for text in own] == [getattr(PackCache, name)()], name
 
 
 def test_the_adapters_gains_are_the_measured_ones():
