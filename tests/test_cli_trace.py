@@ -45,6 +45,20 @@ def test_record_writes_a_trace_and_says_so(trace, tmp_path):
     assert made.roles == (Role.IMAGE, Role.HISTORY) and made.workload["queries"] == 32
 
 
+def test_record_samples_a_long_clip_and_says_so(trace, tmp_path):
+    out = tmp_path / "a.trace"
+    said = trace(
+        "record", "--clips", 1, "--frames", 17, "--steps", 1, "--clip-memory", "150kB", "--out", out
+    )
+    assert "of 5 latent frames, 3 of them sampled, 6 samples of 6 layers" in said
+    made = Trace.load(out)
+    assert made.workload["sampled_latent_frames"] == [0, 2, 4]
+    table = trace("score", out, "--policies", "window,packcache:order=observed")
+    assert "160 history tokens held" in table
+    with pytest.raises(InvalidSetting, match=r"clip memory is 9\.8 KiB, expected at least .* KiB"):
+        trace("record", "--clips", 1, "--frames", 17, "--clip-memory", "10kB", "--out", out)
+
+
 def test_record_takes_prompts_and_prints_json(trace, tmp_path):
     out = tmp_path / "a.trace"
     told = json.loads(

@@ -27,6 +27,7 @@ from packcache.console import print_json, progress
 from packcache.errors import InvalidSetting
 
 if TYPE_CHECKING:
+    from packcache.inspect.trace import Trace
     from packcache.policies import Policy
 
 __all__ = ["app"]
@@ -61,14 +62,22 @@ def record(
     seed: Seed = 0,
     steps: Steps = None,
     queries: Annotated[int, typer.Option(help="tokens of a frame whose queries are sampled")] = 32,
+    clip_memory: Annotated[
+        str, typer.Option(help="what a clip's attention may take; a longer one is sampled")
+    ] = "128MiB",
     as_json: AsJson = False,
 ) -> None:
-    """Make clips with the full cache and write where their attention went, some MB a clip."""
+    """Make clips with the full cache and write where their attention went.
+
+    A file takes at most half of --clip-memory a clip: with more latent frames than that holds, as
+    many as it holds are sampled, evenly.
+    """
     from packcache import files
     from packcache.inspect import record as recording
-    from packcache.inspect.trace import SCHEMA
+    from packcache.lumos.units import parse_bytes
 
     files.check_folder(out.parent)
+    memory = parse_bytes(clip_memory)
     source = Model(
         name=model, subfolder=subfolder, codec=codec, tokenizer=tokenizer, device=device,
         dtype=dtype,
@@ -79,9 +88,16 @@ def record(
     with progress("recording") as advance:
         trace = recording.record(
             pipeline, prompts, images=images, frames=frames, seed=seed, queries=queries,
-            on_frame=advance, **given(steps=steps),
+            clip_memory=memory, on_frame=advance, **given(steps=steps),
         )  # fmt: skip
     trace.save(out)
+    _report(trace, out, as_json=as_json)
+
+
+def _report(trace: Trace, out: Path, *, as_json: bool) -> None:
+    """What was written where."""
+    from packcache.inspect.trace import SCHEMA
+
     size = out.stat().st_size
     told = {
         "schema": SCHEMA, "environment": trace.environment, "workload": trace.workload,
@@ -91,10 +107,18 @@ def record(
     if as_json:
         print_json(told)
         return
-    print(
-        f"{out}: clips {len(trace.clips)}, of {len(trace.roles)} latent frames, "
-        f"{len(trace.samples)} samples of {len(trace.layers)} layers, {size / 1e6:.2f} MB"
-    )
+    print(f"{out}: {_told(trace)}, {size / 1e6:.2f} MB")
+
+
+def _told(trace: Trace) -> str:
+    """What was recorded."""
+    from packcache.inspect.trace import SAMPLED
+
+    frames = f"{len(trace.roles)} latent frames"
+    if SAMPLED in trace.workload:
+        frames += f", {len(trace.workload[SAMPLED])} of them sampled"
+    samples = f"{len(trace.samples)} samples of {len(trace.layers)} layers"
+    return f"clips {len(trace.clips)}, of {frames}, {samples}"
 
 
 @app.command()

@@ -14,7 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import packcache as pc
 from packcache.errors import InvalidSetting
 from packcache.inspect import record as recording
-from packcache.inspect.record import Recorder, record, scenes, spread, watch_diffusers
+from packcache.inspect.record import (
+    CLIP_MEMORY,
+    Recorder,
+    record,
+    sampled_frames,
+    scenes,
+    spread,
+    watch_diffusers,
+)
+from packcache.inspect.score import score
 from packcache.inspect.trace import COMMIT, Sample, Trace
 from packcache.reuse import StepReuse
 from packcache.testing.oracle import attend_mask, sequence_positions
@@ -186,6 +195,83 @@ def test_only_a_head_group_of_scores_is_in_memory():
     whole = queries.reshape(kv, -1, size) @ keys.transpose(1, 2) / math.sqrt(size)
     assert torch.allclose(found, whole.softmax(-1).mean(dim=(0, 1)), atol=1e-6)
     assert found.sum() == pytest.approx(1)
+
+
+# --- how much is kept ----------------------------------------------------------------------------
+
+#: 3B at 672x384: 4084 tokens a latent frame.
+WIDE = FrameLayout(rows=48, cols=84)
+
+
+def taken(frames, layers: int = 8, text: int = 30) -> int:
+    """Bytes of four forwards of these latent frames, counted one by one."""
+    return sum(4 * layers * 4 * len(range(text + (f + 1) * WIDE.tokens)) for f in frames)
+
+
+def test_of_a_long_large_clip_as_many_latent_frames_are_sampled_as_fit():
+    """At 97 latent frames of 3B all would take 2.5 GB."""
+    assert WIDE.tokens == 4084 and 2.4e9 < taken(range(97)) < 2.6e9
+    settings = {"layout": WIDE, "text": 30, "layers": 8}
+    assert sampled_frames(13, **settings) == tuple(range(13))
+    assert sampled_frames(97, **settings) == (0, 24, 48, 72, 96)
+    for memory in (64 << 20, CLIP_MEMORY, 1 << 30):
+        chosen = sampled_frames(97, memory=memory, **settings)
+        assert taken(chosen) <= memory < taken(spread(97, len(chosen) + 1))
+        assert chosen == spread(97, len(chosen)) and {0, 96} <= set(chosen)
+    assert sampled_frames(97, memory=3 << 30, **settings) == tuple(range(97))
+    with pytest.raises(InvalidSetting, match=r"memory is 40\.0 MiB, expected at least 48\.\d MiB"):
+        sampled_frames(97, memory=40 << 20, **settings)
+    with pytest.raises(InvalidSetting, match="two of 97 latent frames of 4084 tokens"):
+        Recorder(layout=WIDE, num_layers=28, text=30, latent_frames=97, clip_memory=40 << 20)
+    few = Recorder(layout=WIDE, num_layers=28, text=30, latent_frames=97, at_steps=[-1])
+    assert len(few.frames) > 5
+
+
+def test_a_thinned_trace_tells_policies_that_ask_the_same(tiny, tmp_path):
+    """What a commit's queries say of their own frame is kept of every latent frame."""
+    traces = []
+    for memory in (CLIP_MEMORY, 16_000):
+        decoder = recorder(tiny, pc.FullCache(), steps=STEPS)
+        watcher = watching(decoder, latent_frames=7, clip_memory=memory)
+        with watcher.watch(decoder):
+            decoder.run(7, picture(tiny))
+        traces.append(watcher.trace(roles=[Role.IMAGE, *[Role.HISTORY] * 6]))
+    whole, thin = traces
+    assert whole.own == [] and "sampled_latent_frames" not in whole.workload
+    chosen = thin.workload["sampled_latent_frames"]
+    assert sorted({s.frame for s in thin.samples}) == chosen == [0, 3, 6]
+    assert {s.frame for s in whole.samples} == set(range(7))
+    assert sum(s.mass.nbytes for s in thin.samples) <= 16_000
+    for sample in thin.samples:
+        (same,) = [s for s in whole.samples if (s.frame, s.step) == (sample.frame, sample.step)]
+        assert np.array_equal(same.mass, sample.mass)
+    thin.save(tmp_path / "a.trace")
+    loaded = Trace.load(tmp_path / "a.trace")
+    assert np.allclose(loaded.own, thin.own, rtol=1e-3)
+    policy = {"it": pc.PackCache(budget=1, window=3, order="observed")}
+    left_out = replace(whole, samples=[s for s in whole.samples if s.frame in chosen])
+    with pytest.raises(InvalidSetting, match="has the commits of 3 of 7 latent frames"):
+        score(left_out, policy)
+    expected = score(replace(left_out, own=own_of(whole)), policy).rows[0].values["kept"]
+    for made in (thin, loaded):
+        assert score(made, policy).rows[0].values["kept"] == pytest.approx(expected, rel=1e-3)
+    blind = replace(thin, own=[np.ones_like(own) / own.shape[1] for own in thin.own])
+    assert score(blind, policy).rows[0].values["kept"] != pytest.approx(expected, rel=1e-3)
+
+
+def own_of(whole: Trace) -> list[np.ndarray]:
+    """Shares that each frame's own tokens got at its commit, from the samples of all of them."""
+    commits = [s.mass[:, -whole.layout.tokens :] for s in whole.samples if s.step == COMMIT]
+    return [np.stack([(m / m.sum(axis=1, keepdims=True)).mean(axis=0) for m in commits])]
+
+
+def test_without_commits_a_thinned_trace_tells_nothing_of_them(tiny):
+    decoder = recorder(tiny, pc.FullCache(), steps=STEPS)
+    watcher = watching(decoder, latent_frames=5, clip_memory=3_000, at_steps=[0])
+    with watcher.watch(decoder):
+        decoder.run(5)
+    trace = watcher.trace(roles=[Role.HISTORY] * 5)
+    assert trace.own == [] and trace.workload["sampled_latent_frames"] == [0, 4]
 
 
 # --- wrong use -----------------------------------------------------------------------------------

@@ -179,6 +179,8 @@ def head(**changes) -> np.ndarray:
         ({"low": np.zeros(5, np.uint8)}, "is no trace .ValueError"),
         ({"ids": np.zeros((2, 3, 9), np.int32)}, r"ids of shape \(3, 9\) for clip 0, expected"),
         ({"ids": np.zeros((1, 3, 10), np.int32)}, "a sample of clip 1, latent frame 0, expected"),
+        ({"own": np.ones((2, 3, 9), np.uint16)}, r"shares of shape \(3, 9\) for clip 0 of 2, exp"),
+        ({"own": np.ones((1, 3, 10), np.uint16)}, r"clip 0 of 1, expected \(3, 10\) for 2 clips"),
         ({"value_norm": np.ones(3)}, "has 3 value norms, expected 2"),
         ({"value_norm": np.array([1, np.nan])}, r"norms \[1.0, nan\], expected lengths: finite"),
         ({"value_norm": np.array([-0.5, 1])}, r"value norms \[-0.5, 1.0\], expected .* at least 0"),

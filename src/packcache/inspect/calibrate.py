@@ -296,8 +296,8 @@ def _part(trace: Trace, of: _Unit, numbers: tuple[int, ...]) -> Trace:
         return replace(trace, samples=[one for one in trace.samples if one.frame in numbers])
     place = {clip: number for number, clip in enumerate(numbers)}
     samples = [replace(one, clip=place[one.clip]) for one in trace.samples if one.clip in place]
-    ids = [trace.ids[clip] for clip in numbers] if trace.ids else []
-    return replace(trace, ids=ids, samples=samples)
+    ids, own = ([of[clip] for clip in numbers] if of else [] for of in (trace.ids, trace.own))
+    return replace(trace, ids=ids, own=own, samples=samples)
 
 
 def _held_out(judges: Trace, split: _Split, chosen: Trial) -> HeldOut:

@@ -6,7 +6,8 @@
 A `Recorder` is shown what an attention attends with (`observe`) and keeps, for chosen layers and
 forwards, the mean over sampled queries and heads of softmax(q k / sqrt D), in float32. `watch` lets
 it look at a `Decoder`: for a while that has an attention which computes what it always did, and
-shows it; `watch_diffusers` does so for the adapter. Any other code may call `observe`. Memory
+shows it; `watch_diffusers` does so for the adapter. Any other code may call `observe`. A clip's
+trace grows with the square of its latent frames, so of a long one some are sampled, evenly. Memory
 beyond the trace is one head group's scores at a time. Axes: H query heads, KV key heads, L queries,
 S keys, D head size, P tokens of a latent frame.
 """
@@ -29,10 +30,11 @@ from packcache.adapters.shapes import heads_first
 from packcache.cache import FrameCache
 from packcache.environment import environment
 from packcache.errors import InvalidSetting
-from packcache.inspect.trace import COMMIT, TRAINED, Sample, Trace
+from packcache.inspect.trace import COMMIT, SAMPLED, TRAINED, Sample, Trace
 from packcache.lumos.attend import CachedAttention
 from packcache.lumos.decode import Decoder
 from packcache.lumos.pipeline import Picture, Pipeline, Run
+from packcache.lumos.units import show_bytes
 from packcache.policies import FullCache, Policy
 from packcache.reuse import StepWork
 from packcache.timeline import FrameLayout, Ints, Role
@@ -40,16 +42,60 @@ from packcache.timeline import FrameLayout, Ints, Role
 if TYPE_CHECKING:
     from packcache.adapters.diffusers import Installed
 
-__all__ = ["LAYERS", "QUERIES", "Recorder", "record", "scenes", "spread", "watch_diffusers"]
+__all__ = [
+    "CLIP_MEMORY",
+    "LAYERS",
+    "QUERIES",
+    "Recorder",
+    "record",
+    "sampled_frames",
+    "scenes",
+    "spread",
+    "watch_diffusers",
+]
 
 #: Queries of a latent frame that are sampled, and layers recorded, unless asked otherwise.
 QUERIES, LAYERS = 32, 8
+
+#: Bytes that the attention of a clip may take in memory; half of that in a file, before it is
+#: packed. And how many forwards of a latent frame are recorded, unless asked otherwise.
+CLIP_MEMORY, _FORWARDS = 128 << 20, 4
 
 
 def spread(count: int, most: int) -> tuple[int, ...]:
     """At most `most` of the numbers below `count`, evenly, the first and the last among them."""
     places = np.linspace(0, count - 1, min(count, most)).round().astype(int)
     return tuple(dict.fromkeys(places.tolist()))
+
+
+def sampled_frames(
+    latent_frames: int,
+    *,
+    layout: FrameLayout,
+    text: int,
+    layers: int,
+    forwards: int = _FORWARDS,
+    memory: int = CLIP_MEMORY,
+) -> tuple[int, ...]:
+    """As many latent frames as fit, evenly, the first and the last among them: all of a short clip.
+
+    A forward of latent frame f takes a float32 of each recorded layer for each of `text` and f + 1
+    frames of tokens. Raises InvalidSetting where the first and the last do not fit.
+    """
+
+    def size(frames: Sequence[int]) -> int:
+        return sum(4 * layers * forwards * (text + (f + 1) * layout.tokens) for f in frames)
+
+    for count in range(latent_frames, 0, -1):
+        frames = spread(latent_frames, count)
+        if size(frames) <= memory and frames[-1] == latent_frames - 1:
+            return frames
+    least = size(sorted({0, latent_frames - 1}))
+    raise InvalidSetting(
+        f"clip memory is {show_bytes(memory)}, expected at least {show_bytes(least)} for two of "
+        f"{latent_frames} latent frames of {layout.tokens} tokens (forwards {forwards}, layers "
+        f"{layers}): allow more, or record fewer layers or frames"
+    )
 
 
 class Recorder:
@@ -64,8 +110,11 @@ class Recorder:
         layers: numbers of the layers to record; default `LAYERS` of them, evenly.
         at_steps: denoising steps to record, -1 the commit; default the first, the middle and the
             last one, and the commit.
+        latent_frames: of each clip, where they are known: then no more of them are sampled than
+            `clip_memory` bytes hold (`sampled_frames`). Of the others only what a commit's queries
+            say of their own frame is kept, which policies may ask for.
 
-    Raises InvalidSetting for layers that the model has not, and for too few queries.
+    Raises InvalidSetting for layers that the model has not, too few queries and too little memory.
     """
 
     def __init__(
@@ -77,6 +126,8 @@ class Recorder:
         queries: int = QUERIES,
         layers: Sequence[int] | None = None,
         at_steps: Sequence[int] | None = None,
+        latent_frames: int | None = None,
+        clip_memory: int = CLIP_MEMORY,
         seed: int = 0,
     ) -> None:
         if queries < 1:
@@ -89,7 +140,16 @@ class Recorder:
         self.layout, self.num_layers, self.text = layout, num_layers, text
         self.queries, self.layers, self.seed = queries, chosen, seed
         self.at_steps = None if at_steps is None else frozenset(at_steps)
+        self.frames = None  # all
+        if latent_frames is not None:
+            forwards = _FORWARDS if self.at_steps is None else len(self.at_steps)
+            frames = sampled_frames(
+                latent_frames, layout=layout, text=text, layers=len(chosen), forwards=forwards,
+                memory=clip_memory,
+            )  # fmt: skip
+            self.frames = frames if len(frames) < latent_frames else None
         self.clip = 0
+        self._own: dict[tuple[int, int], dict[int, Tensor]] = {}
         self._mass: dict[tuple[int, int, int, int], dict[int, Tensor]] = {}
         self._longest = dict.fromkeys(chosen, 0.0)
 
@@ -121,10 +181,17 @@ class Recorder:
         """
         if not self.wants(layer, step, steps):
             return
+        is_sampled = self.frames is None or frame in self.frames
+        if not (is_sampled or step == COMMIT):
+            return
         self._check(frame, queries.shape[1], keys.shape[1])
         rows = torch.from_numpy(self.sampled(frame)).to(queries.device)
-        found = self._mass.setdefault((self.clip, frame, step, steps), {})
-        found[layer] = _attention(queries[:, rows], keys).cpu()
+        mass = _attention(queries[:, rows], keys).cpu()
+        if is_sampled:
+            self._mass.setdefault((self.clip, frame, step, steps), {})[layer] = mass
+        if self.frames is not None and step == COMMIT:
+            own = mass[-self.layout.tokens :].double()
+            self._own.setdefault((self.clip, frame), {})[layer] = own / own.sum()
         self._longest[layer] = max(self._longest[layer], *(_longest(head) for head in values))
 
     def sampled(self, frame: int) -> NDArray[np.int64]:
@@ -199,6 +266,21 @@ class Recorder:
             )
         return [found[layer] for layer in self.layers]
 
+    def _own_shares(self, frames: int) -> list[NDArray[np.float32]]:
+        """`Trace.own` of a thinned recording: of all latent frames of all clips, or of none."""
+        clips = range(1 + max((clip for clip, _ in self._own), default=-1))
+        if any((clip, frame) not in self._own for clip in clips for frame in range(frames)):
+            return []  # commits were not asked for
+        return [
+            np.stack(
+                [
+                    torch.stack(self._all(frame, COMMIT, self._own[clip, frame])).mean(dim=0)
+                    for frame in range(frames)
+                ]
+            ).astype(np.float32)
+            for clip in clips
+        ]
+
     def trace(
         self,
         *,
@@ -209,6 +291,9 @@ class Recorder:
         environment: dict[str, Any] | None = None,
     ) -> Trace:
         """All that was observed, with what only the caller knows (see `Trace`)."""
+        told: dict[str, Any] = {"queries": self.queries}
+        if self.frames is not None:
+            told[SAMPLED] = list(self.frames)
         return Trace(
             layout=self.layout,
             text=self.text,
@@ -218,8 +303,9 @@ class Recorder:
             visible=visible,
             ids=list(ids),
             samples=self.samples(),
+            own=self._own_shares(len(roles)),
             value_norm=np.array([self._longest[n] for n in self.layers], dtype=np.float32),
-            workload={**(workload or {}), "queries": self.queries},
+            workload={**(workload or {}), **told},
             environment=environment or {},
         )
 
@@ -356,6 +442,7 @@ def record(
     queries: int = QUERIES,
     layers: Sequence[int] | None = None,
     at_steps: Sequence[int] | None = None,
+    clip_memory: int = CLIP_MEMORY,
     on_frame: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Trace:
@@ -366,7 +453,7 @@ def record(
         frames: pixel frames of each clip.
         seed: clip n draws with `seed + n`; of the sampled queries too.
         images: a condition image for each prompt; None: all from text.
-        queries, layers, at_steps: as for `Recorder`.
+        queries, layers, at_steps, clip_memory: as for `Recorder`.
         on_frame: `on_frame(done, total)` after every latent frame.
         settings: as for `Pipeline.run`.
     """
@@ -382,11 +469,12 @@ def record(
         return pipeline.run([prompts[clip]], **given, **settings)
 
     first = _first([run(clip).decoder for clip in range(len(prompts))], prompts)
+    latents = first.latents or 0
     recorder = Recorder(
         layout=first.layout, num_layers=pipeline.model.config.num_hidden_layers,
-        text=first.caches[0].text[0], queries=queries, layers=layers, at_steps=at_steps, seed=seed,
+        text=first.caches[0].text[0], queries=queries, layers=layers, at_steps=at_steps,
+        latent_frames=latents, clip_memory=clip_memory, seed=seed,
     )  # fmt: skip
-    latents = first.latents or 0
     ids: list[Ints] = []
     for clip in range(len(prompts)):
         tell = _advance(on_frame, clip * latents, len(prompts) * latents)

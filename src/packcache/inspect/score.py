@@ -135,6 +135,8 @@ def _observed(trace: Trace, policy: Policy, clip: int) -> dict[int, tuple[Floats
     check_told(policy)
     if policy.asks is None:
         return {}
+    if trace.own:
+        return {frame: (own.astype(np.float64),) for frame, own in enumerate(trace.own[clip])}
     found: dict[int, tuple[Floats]] = {}
     for sample in trace.samples:
         if (sample.clip, sample.step, sample.branch) == (clip, COMMIT, 0):

@@ -29,12 +29,15 @@ from packcache.errors import InputFileError
 from packcache.files import check_folder, replacing
 from packcache.timeline import FrameLayout, Ints, Role
 
-__all__ = ["COMMIT", "CURRENT", "SCHEMA", "TRAINED", "Sample", "Tokens", "Trace"]
+__all__ = ["COMMIT", "CURRENT", "SAMPLED", "SCHEMA", "TRAINED", "Sample", "Tokens", "Trace"]
 
 SCHEMA = "packcache.trace/1"
 
 #: Where a trace's workload says how many latent frames its model was trained on.
 TRAINED = "trained_latent_frames"
+
+#: Where it says which latent frames were sampled, if not all.
+SAMPLED = "sampled_latent_frames"
 
 #: The step of a forward that is committed.
 COMMIT = -1
@@ -100,6 +103,9 @@ class Trace:
         samples: what was seen.
         value_norm: float32 `[layers recorded]`, largest length of a value over tokens and heads.
         workload, environment: plain data; what was run and where.
+        own: float32 `[frames, P]` of each clip, the shares that each latent frame's tokens received
+            of what its own queries paid to that frame at its commit, mean over the layers; empty
+            where every latent frame was sampled, for samples say it.
     """
 
     layout: FrameLayout
@@ -113,6 +119,7 @@ class Trace:
     value_norm: Floats
     workload: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    own: list[Floats] = field(default_factory=list)
 
     @property
     def clips(self) -> range:
@@ -154,6 +161,8 @@ class Trace:
             "value_norm": self.value_norm.astype(np.float32),
             "visible": np.ones(0, bool) if self.visible is None else self.visible,
         }
+        if self.own:
+            arrays["own"] = _codes(np.stack(self.own)).reshape(len(self.own), len(self.roles), -1)
         with replacing(path) as draft, draft.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -236,6 +245,7 @@ def _read(arrays: Mapping[str, NDArray[Any]]) -> Trace:
         value_norm=arrays["value_norm"],
         workload=head["workload"],
         environment=head["environment"],
+        own=[_mass(codes) for codes in arrays.get("own", ())],
     )
     codes = (arrays["high"].astype(np.uint16) << 8 | arrays["low"]).astype(np.uint16)
     trace.samples.extend(_samples(trace, arrays["samples"].reshape(-1, len(_NUMBERS)), codes))
@@ -275,6 +285,12 @@ def _check(trace: Trace) -> None:
         if ids.shape != (frames, tokens):
             raise _Unlike(
                 f"has ids of shape {ids.shape} for clip {clip}, expected {(frames, tokens)}"
+            )
+    for clip, own in enumerate(trace.own):
+        if own.shape != (frames, tokens) or len(trace.own) != clips:
+            raise _Unlike(
+                f"has shares of shape {own.shape} for clip {clip} of {len(trace.own)}, expected "
+                f"{(frames, tokens)} for {clips} clips"
             )
     for sample in trace.samples:
         if not (0 <= sample.clip < clips and 0 <= sample.frame < frames):
