@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from packcache import policies
 from packcache.cache import FrameCache, TrainedRangeWarning
 from packcache.errors import CacheStateError, InvalidSetting
 from packcache.policies import (
@@ -50,6 +51,10 @@ POLICIES = [
     FadeMem(sinks=1),
     DeepForcing(),
 ]
+
+
+def test_every_policy_has_a_row():
+    assert {type(policy) for policy in POLICIES} == set(policies.POLICIES.values())
 
 
 def cache(policy=None, text=TEXT, **settings) -> FrameCache:

@@ -89,18 +89,32 @@ def fades(draw):
     )
 
 
-any_policy = st.one_of(
-    st.just(FullCache()),
-    st.just(NoHistory()),
-    st.integers(1, 4).map(lambda n: SlidingWindow(frames=n)),
-    st.builds(SinkWindow, frames=st.integers(1, 4), sinks=st.integers(0, 3)),
-    st.builds(UniformHistory, budget=budgets, window=windows, order=orders, borders=borders),
-    st.sampled_from([PackCache.paper(), PackCache.paper_literal(), PackCache.paper_visible()]),
-    packs(),
-    packs(RandomDrop),
-    fades(),
-    deeps(),
-)
+presets = st.sampled_from([PackCache.paper(), PackCache.paper_literal(), PackCache.paper_visible()])
+
+#: How to draw one of each kind.
+KINDS = {
+    FullCache: st.just(FullCache()),
+    NoHistory: st.just(NoHistory()),
+    SlidingWindow: st.integers(1, 4).map(lambda n: SlidingWindow(frames=n)),
+    SinkWindow: st.builds(SinkWindow, frames=st.integers(1, 4), sinks=st.integers(0, 3)),
+    UniformHistory: st.builds(
+        UniformHistory, budget=budgets, window=windows, order=orders, borders=borders
+    ),
+    PackCache: st.one_of(presets, packs()),
+    RandomDrop: packs(RandomDrop),
+    FadeMem: fades(),
+    DeepForcing: deeps(),
+}
+any_policy = st.one_of(*KINDS.values())
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_policies_of_every_kind_are_drawn(data):
+    """A new policy is one dataclass and one row here (CONTRIBUTING)."""
+    assert set(KINDS) == set(POLICIES.values())
+    for kind, drawn in KINDS.items():
+        assert type(data.draw(drawn)) is kind
 
 
 @dataclasses.dataclass

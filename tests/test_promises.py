@@ -97,7 +97,8 @@ class AsMade:
     asks = None
 
     def __init__(self, policy, ranks) -> None:
-        self.policy, self.ranks, self.plan = policy, ranks, policy.plan
+        self.policy, self.ranks = policy, ranks
+        self.plan, self.is_sink = policy.plan, policy.is_sink
 
     def rank(self, span: Span, before: Span | None) -> Ints | None:
         return self.ranks[span.frame] if self.policy.asks else self.policy.rank(span, before)
@@ -165,7 +166,7 @@ def unrotated_error(run: Recorder, policy, rebase: str) -> float:
     lengths = run.prefixes[0].lengths[: run.branches]
     twin = oracle.UnrotatedCache(
         run.model,
-        policy,
+        AsMade(policy, run.ranks),
         layout=run.layout,
         text=lengths,
         rebase=rebase,
@@ -268,7 +269,15 @@ REBASED = [
     PackCache(window=2, n_sinks=1),
     PackCache(window=2, drop_remasked=True, budget=2),
     PackCache(window=3, image_share=0.5),
+    UniformHistory(window=3),
+    RandomDrop(window=3),
+    FadeMem(window=3, sinks=1),
+    DeepForcing(frames=3),
 ]
+
+
+def test_every_policy_is_rebased():
+    assert {type(policy) for policy in REBASED} == set(policies.POLICIES.values())
 
 
 @pytest.mark.parametrize("image", [False, True], ids=["t2v", "i2v"])

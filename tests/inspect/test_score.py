@@ -26,6 +26,7 @@ from packcache.inspect.score import (
     timelines,
 )
 from packcache.inspect.trace import COMMIT, Sample, Trace
+from packcache.policies import POLICIES as KNOWN
 from packcache.policies import Policy, parse_policies, parse_policy
 from packcache.timeline import FrameLayout, Role
 from tests.tools import picture, recorder
@@ -45,6 +46,9 @@ POLICIES = (
     "packcache:budget=2,window=4,drop_remasked=true",
     "packcache:budget=1,window=4,image_share=0.5",
     "packcache:budget=1,window=4,redistribute=false",
+    "packcache:budget=1,window=3,fill=window",
+    "fademem:budget=1,window=4",
+    "deepforcing:frames=2,recent=0",
     "none",
 )
 
@@ -305,8 +309,16 @@ def _span(trace: Trace):
 
 @pytest.mark.parametrize("image", [True, False])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_replay_holds_what_the_cache_held(tiny, policy, image):
-    """The engine's own timeline, tokens, visibility and novelty included."""
+def test_replay_holds_what_the_cache_held(tiny, policy, image, monkeypatch):
+    """The engine's own timeline, tokens, visibility, novelty and observed scores included."""
+    kind = type(parse_policy(policy))
+    own_rank, told = kind.rank, {}
+
+    def rank(self, span, before, scores=None):
+        told[span.frame] = scores
+        return own_rank(self, span, before, scores)
+
+    monkeypatch.setattr(kind, "rank", rank)
     decoder = recorder(tiny, parse_policy(policy), steps=2)
     decoder.run(6, picture(tiny) if image else None)
     (cache,) = decoder.caches
@@ -321,6 +333,7 @@ def test_replay_holds_what_the_cache_held(tiny, policy, image):
         samples=[],
         value_norm=np.ones(1, dtype=np.float32),
         workload={"token_bytes": cache.token_bytes},
+        own=[np.stack([told[n] for n in range(6)])] if parse_policy(policy).asks else [],
     )
     held = [(e.start, e.held.tolist()) for e in replay(trace, parse_policy(policy)).entries]
     assert held == [(e.start, e.held.tolist()) for e in cache.timeline.entries]
@@ -352,6 +365,10 @@ def test_a_trace_without_ids_serves_who_needs_none():
     assert only(bare, "packcache")["held"] == pytest.approx(bare.layout.tokens)
     with pytest.raises(InvalidSetting, match="novelty"):
         only(bare, "packcache:order=novelty")
+
+
+def test_every_policy_that_a_trace_can_serve_is_scored():
+    assert {type(parse_policy(text)) for text in POLICIES} == set(KNOWN.values())
 
 
 # --- the table -----------------------------------------------------------------------------------
