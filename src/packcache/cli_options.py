@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from packcache.lumos.pipeline import Pipeline
 
 POLICIES_HELP = (
-    "full, window, sink, uniform, random, packcache, none; settings as packcache:budget=1"
+    "full, window, sink, uniform, random, packcache, none, fademem, deepforcing; settings as "
+    "packcache:budget=1"
 )
 
 ModelName = Annotated[str, typer.Option("--model", help="digits, a folder, or a hub id")]
