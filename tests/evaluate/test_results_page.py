@@ -178,6 +178,7 @@ def test_the_page_says_what_was_found():
     assert "| packcache 2 | 25 % | 532 (latent frame 3) | 0.5 (0.4 to 0.6) |" in page
     assert "| 50 % (25 to 75) | 1.00 (0.90 to 1.10) |" in page
     assert "| packcache 2 | more than full's | -50.0 (-60.0 to -40.0) |" in page
+    assert "| packcache 2 | 8 | 0.50 (0.40 to 0.60) |" in page  # prompts, then motion
     assert "| full | its own | -50.0 (-60.0 to -40.0) |" in page
     assert "What it buys" not in page and "One setting moved" not in page
     assert "NOT told from full" in page and "**Exploratory**: cut to 8 prompts" in page

@@ -154,10 +154,11 @@ def spent_words(result: Mapping[str, Any]) -> str:
 
 
 def made(plan: Mapping[str, Any]) -> Table:
-    """Clips made freely: what is true in them, and how they move."""
+    """Clips made freely: what is true in them, and how they move. A row may have fewer prompts."""
     rows = []
     for row in plan["rows"]:
-        cells = [row["row"]]
+        moved = row["clip"]["flow_motion_top5_dis"]
+        cells = [row["row"], "-" if moved is None else str(moved["clips"])]
         for name, place, _, factor, digits, whole in COLUMNS:
             own = row[place].get(name)
             if whole or own is None:
@@ -165,7 +166,7 @@ def made(plan: Mapping[str, Any]) -> Table:
             else:
                 cells.append(f"{_rounded(factor * own['mean'], digits):.{digits}f}")
         rows.append(cells)
-    return ("row", *(head for _, _, head, _, _, _ in COLUMNS)), rows
+    return ("row", "prompts", *(head for _, _, head, _, _, _ in COLUMNS)), rows
 
 
 def beside_full(plan: Mapping[str, Any]) -> Table:
