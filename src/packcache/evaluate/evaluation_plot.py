@@ -185,7 +185,9 @@ def _replay(figure: Any, result: Mapping[str, Any]) -> bool:
     x = list(range(latents - count, latents))
     for row in rows:
         _line(axes, result, row["row"], x, row["curves"]["kl"])
-    axes.set_ylim(bottom=0)
+    top = axes.get_ylim()[1]
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= top])
+    axes.set_ylim(-0.028 * (len(rows) + 2) * top, top)  # the marks lie below the curves
     _mark(axes, result, rows)
     _shapes(figure)
     _legend(axes)

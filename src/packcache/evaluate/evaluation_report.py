@@ -139,7 +139,8 @@ _KINDS = {"no worse": "good", "worse": "bad"}
 def _table(told: cells.Table) -> str:
     """Cells are text; the last of a row is coloured if it is a verdict."""
     heads, rows = told
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    kinds = {name: ' class="verdict"' if name == "verdict" else "" for name in heads}
+    head = "".join(f"<th{kinds[name]}>{html.escape(name)}</th>" for name in heads)
     body = "".join(f"<tr>{''.join(_cells(heads, row))}</tr>" for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll">{table}</div>' if rows else ""
