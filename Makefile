@@ -67,7 +67,7 @@ RUN := $(BIN)/packcache evaluate run --workers $(or $(PROCESSES),2) $(if $(QUICK
 RESULTS := benchmarks/results/$(if $(QUICK),quick,evaluate)
 ABLATIONS := benchmarks/results/$(if $(QUICK),quick,evaluate)_ablations
 PAGE := $(if $(QUICK),$(RESULTS)/results.md,docs/results.md)
-PICTURE := $(if $(QUICK),$(RESULTS),docs/images)/frontier.png
+PICTURES := $(if $(QUICK),$(RESULTS),docs/images)
 PARTS := replay,memory
 STORED := $(wildcard $(patsubst %,benchmarks/results/bench_%.json,3b_i2v_24 3b_i2v_48 digits_384))
 TIMED := $(if $(QUICK),,$(addprefix --bench ,$(STORED)))
@@ -76,7 +76,7 @@ reproduce: setup
 	$(RUN) --out $(RESULTS)
 	$(RUN) --protocol benchmarks/ablations.toml --out $(ABLATIONS) $(if $(QUICK),--parts $(PARTS))
 	$(BIN)/packcache evaluate page $(PAGE) --result $(RESULTS)/evaluate.json \
-		--ablations $(ABLATIONS)/evaluate.json --picture $(PICTURE) $(TIMED)
+		--ablations $(ABLATIONS)/evaluate.json --pictures $(PICTURES) $(TIMED)
 
 # every policy on the stored traces, and those of files dropped into policies/ or a folder you name:
 # ARGS="--policies-from DIR"; with such rows nothing is written but to ARGS="--out FILE"

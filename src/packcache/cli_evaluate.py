@@ -102,8 +102,8 @@ def page(
     bench: Annotated[
         list[Path] | None, typer.Option(help="of packcache bench; several times for several")
     ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="a PNG to write: what is lost beside what is held")
+    pictures: Annotated[
+        Path | None, typer.Option(help="folder to draw drift.png and frontier.png into")
     ] = None,
 ) -> None:
     """The tables of a stored evaluation, and what they say of the paper's claims, as Markdown."""
@@ -111,17 +111,17 @@ def page(
     from packcache.bench.paper import cost_section, read_benchmark
     from packcache.evaluate import results_page
 
-    for written in (path, picture) if picture is not None else (path,):
-        files.check_folder(written.parent)
+    for folder in (path.parent, pictures or path.parent):
+        files.check_folder(folder)
     found = results_page.read_evaluation(result)
     moved = None if ablations is None else results_page.read_evaluation(ablations)
-    drawn = picture and results_page.draw_frontier(moved or found, picture, page=path)
+    drawn = pictures and results_page.draw_pictures(found, moved, pictures, page=path)
     text = results_page.render(
         found,
         result.name,
         ablations=moved,
         cost=cost_section([read_benchmark(one) for one in bench or ()]),
-        picture=drawn or "",
+        pictures=drawn,
     )
     files.write_text(path, text)
 

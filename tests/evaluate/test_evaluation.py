@@ -92,7 +92,7 @@ def test_every_row_has_its_numbers(result):
     assert {row for primary, row in told if primary == "replay_kl"} == everyone - {"other draws"}
     (plan,) = result["running"]
     assert set(by_row(plan["rows"])) == everyone | {"full", "ceiling", "floor"}
-    assert json.loads(json.dumps(result, allow_nan=False))["schema"] == "packcache.evaluate/3"
+    assert json.loads(json.dumps(result, allow_nan=False))["schema"] == "packcache.evaluate/4"
 
 
 def test_what_its_answers_took_is_told_of_all_of_them(asked, result):
@@ -265,7 +265,7 @@ def test_files_are_written_whole(result, tmp_path):
     paths = evaluation_report.save(result, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(paths)
     assert paths["evaluate.png"].read_bytes()[:4] == b"\x89PNG"
-    assert json.loads(paths["evaluate.json"].read_text())["schema"] == "packcache.evaluate/3"
+    assert json.loads(paths["evaluate.json"].read_text())["schema"] == "packcache.evaluate/4"
 
 
 def test_an_unknown_panel(result):

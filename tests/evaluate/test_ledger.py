@@ -81,6 +81,27 @@ def test_what_an_answer_took_is_told_and_taken_along(tmp_path, monkeypatch):
     assert (3,) in again.found and (3,) not in again.seconds
 
 
+def test_what_all_answers_took_is_computed_from_those_of_their_kind(tmp_path):
+    """Of the same row and part, else of the part; nothing is guessed of a part that is silent."""
+    lines = [
+        {"key": ["full", "replay", 0], "values": {}, "seconds": 3600.0, "on": "one"},
+        {"key": ["full", "replay", 1], "values": {}, "seconds": 7200.0, "on": "two"},
+        {"key": ["window", "replay", 0], "values": {}, "seconds": 36.0, "on": "one"},
+        {"key": ["full", "replay", 2], "values": {}},  # 1.5 hours, as full's others
+        {"key": ["sink", "replay", 0], "values": {}},  # 1.003.. hours, as the part's others
+    ]
+    path = tmp_path / "clips.jsonl"
+    Ledger(path, IDENTITY)
+    path.write_text(path.read_text() + "".join(json.dumps(line) + "\n" for line in lines))
+    assert Ledger(path, IDENTITY).spent() == {
+        "core_hours": 3.01, "core_hours_of_all": 5.513, "answers": 3, "of": 5,
+        "machines": {"one": 2, "two": 1},
+    }  # fmt: skip
+    silent = {"key": ["full", "clip", 0], "values": {}}
+    path.write_text(path.read_text() + json.dumps(silent) + "\n")
+    assert Ledger(path, IDENTITY).spent()["core_hours_of_all"] is None
+
+
 def test_a_kill_in_the_first_line_costs_nothing(tmp_path):
     path = tmp_path / "clips.jsonl"
     path.write_text('{"schema": "packca')

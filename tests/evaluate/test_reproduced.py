@@ -93,7 +93,8 @@ def test_the_tables_follow_from_the_clips(asked):
 def test_the_page_follows_from_the_tables():
     results = {name: read_evaluation(RESULTS / name / "evaluate.json") for name in STORED}
     moved = results["quick_ablations"]
-    page = render(results["quick"], "evaluate.json", ablations=moved, picture="frontier.png")
+    drawn = {panel: f"{panel}.png" for panel in ("drift", "frontier")}
+    page = render(results["quick"], "evaluate.json", ablations=moved, pictures=drawn)
     assert page == (RESULTS / "quick" / "results.md").read_text()
 
 
@@ -105,7 +106,7 @@ def test_the_results_follow_from_the_protocols_tables():
         "evaluate.json",
         ablations=read_evaluation(moved) if moved.exists() else None,
         cost=cost_section([read_benchmark(RESULTS / f"bench_{name}.json") for name in TIMED]),
-        picture="images/frontier.png",
+        pictures={panel: f"images/{panel}.png" for panel in ("drift", "frontier")},
     )
     assert page == (ROOT / "docs" / "results.md").read_text()
 

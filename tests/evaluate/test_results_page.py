@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from packcache.bench.paper import cost_section, read_benchmark
 from packcache.cli import app
-from packcache.errors import InputFileError, InvalidSetting
+from packcache.errors import InputFileError, OutputError
 from packcache.evaluate.cells import DRIFTS
 from packcache.evaluate.claims import ABLATIONS, CLAIMS, Claim
 from packcache.evaluate.protocol import REGISTERED, read_protocol
@@ -38,9 +38,12 @@ FULL = {
     "drift": {name: {"signed": SIGNED, "excess": None} for name, _, _, _ in DRIFTS},
 }  # fmt: skip
 RESULT = {
-    "schema": "packcache.evaluate/3",
+    "schema": "packcache.evaluate/4",
     "missing": {"run 49": 3},
-    "spent": {"core_hours": 7.25, "answers": 30, "of": 40, "machines": {"one": 5, "two": 10}},
+    "spent": {
+        "core_hours": 7.25, "core_hours_of_all": 9.5, "answers": 30, "of": 40,
+        "machines": {"one": 5, "two": 10},
+    },
     "environment": {
         "processor": "a", "cores": 2, "device": "cpu", "torch": "2", "python": "3",
         "packcache": "0", "commit": "c",
@@ -184,9 +187,11 @@ def test_the_page_says_what_was_found():
     assert "NOT told from full" in page and "**Exploratory**: cut to 8 prompts" in page
     assert "worse" in page and "90 %" in page
     assert "| window 2 | 0.5000 (0.4000 to 0.6000) |" in page
-    assert "told at c; clips and answers took 7.2 hours of one core for 30 of 40 (" in page
-    assert "of 40 (5 on one; 10 on two; the others do not say) (*emb" in page
+    assert "told at c; clips and answers took 7.2 hours of one core for 30 of 40, some 9.5 " in page
+    assert "by means of their kind (5 on one; 10 on two; the others do not say) (*emb" in page
     whole = copy.deepcopy(RESULT)
+    whole["spent"]["core_hours_of_all"] = None
+    assert "for 30 of 40 (5 on one" in render(whole, "evaluate.json")
     whole["spent"]["of"] = 30
     whole["spent"]["machines"] = {"one": 30}
     assert "took 7.2 hours of one core (30 on one) (*emb" in render(whole, "evaluate.json")
@@ -198,6 +203,14 @@ def test_the_page_says_what_was_found():
     told = render(whole, "evaluate.json")
     assert "**Exploratory**" not in told and "Not complete" not in told
     assert "was fixed in `benchmarks/protocol.toml`" in told
+
+
+def test_what_everything_took_stands_beside_what_it_was_to_take():
+    page = render(RESULT, "evaluate.json", ablations=ABLATED)
+    assert "19.0 hours of one core, so 9.5 hours where 2 cores share them evenly (comp" in page
+    silent = copy.deepcopy(ABLATED)
+    silent["spent"]["core_hours_of_all"] = None
+    assert "share them" not in render(RESULT, "evaluate.json", ablations=silent)
 
 
 ABLATED = {
@@ -336,32 +349,36 @@ def test_the_command_takes_all_three(tmp_path):
     )
 
 
-def test_a_picture_lies_where_the_page_says(tmp_path):
-    page, picture = tmp_path / "pages" / "results.md", tmp_path / "images" / "frontier.png"
-    for path in (page, picture):
-        path.parent.mkdir()
+def test_pictures_lie_where_the_page_says(tmp_path):
+    page, folder = tmp_path / "pages" / "results.md", tmp_path / "images"
+    for made in (page.parent, folder):
+        made.mkdir()
     result = ROOT / "benchmarks" / "results" / "quick" / "evaluate.json"
-    call = ["evaluate", "page", str(page), "--result", str(result), "--picture", str(picture)]
+    call = ["evaluate", "page", str(page), "--result", str(result), "--pictures", str(folder)]
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output
-    assert "](../images/frontier.png)" in page.read_text()
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    told = page.read_text()
+    for panel in ("drift", "frontier"):
+        assert f"](../images/{panel}.png)" in told
+        assert (folder / f"{panel}.png").read_bytes().startswith(b"\x89PNG")
+    assert told.index("drift.png") < told.index("## Replay") < told.index("frontier.png")
 
 
-@pytest.mark.parametrize(
-    "name, told",
-    [
-        ("f.jpg", "cannot draw 'f.jpg': known is .png"),
-        ("f.png", "no frontier: no two rows differ only in what they hold"),
-    ],
-)
-def test_a_picture_that_cannot_be_drawn_leaves_no_page(tmp_path, name, told):
-    bare = copy.deepcopy(RESULT)
-    bare["memory"] = []
+def test_what_there_is_nothing_to_draw_of_is_left_out(tmp_path):
+    bare = {**copy.deepcopy(RESULT), "memory": [], "running": []}
     (tmp_path / "a.json").write_text(json.dumps(bare))
     call = ["evaluate", "page", str(tmp_path / "p.md"), "--result", str(tmp_path / "a.json")]
-    error = CliRunner().invoke(app, [*call, "--picture", str(tmp_path / name)]).exception
-    assert isinstance(error, InvalidSetting) and error.exit_code == 2 and told in str(error)
+    done = CliRunner().invoke(app, [*call, "--pictures", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "![" not in (tmp_path / "p.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "p.md"]
+
+
+def test_a_folder_for_pictures_that_is_missing_leaves_no_page(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(RESULT))
+    call = ["evaluate", "page", str(tmp_path / "p.md"), "--result", str(tmp_path / "a.json")]
+    error = CliRunner().invoke(app, [*call, "--pictures", str(tmp_path / "no")]).exception
+    assert isinstance(error, OutputError) and "no does not exist: create it" in str(error)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 

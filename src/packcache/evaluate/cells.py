@@ -145,6 +145,8 @@ def spent_words(result: Mapping[str, Any]) -> str:
         return ""
     part = "" if spent["answers"] == spent["of"] else f" for {spent['answers']} of {spent['of']}"
     words = f"; clips and answers took {spent['core_hours']:.1f} hours of one core{part}"
+    if part and spent["core_hours_of_all"] is not None:
+        words += f", some {spent['core_hours_of_all']:.1f} for all, computed by means of their kind"
     machines = [f"{count} on {name}" for name, count in spent["machines"].items()]
     rest = ["the others do not say"] if sum(spent["machines"].values()) < spent["of"] else []
     return words + (f" ({'; '.join([*machines, *rest])})" if machines else "")

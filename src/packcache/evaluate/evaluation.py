@@ -2,7 +2,7 @@
 
     asked = Evaluation(load("digits"), read_protocol(path), folder)
     asked.run()                      # goes on where it was stopped
-    result = asked.result()          # packcache.evaluate/3, plain values
+    result = asked.result()          # packcache.evaluate/4, plain values
 
 A result that is asked for earlier tells what there is, and says what is missing.
 """
@@ -10,7 +10,6 @@ A result that is asked for earlier tells what there is, and says what is missing
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +36,7 @@ from packcache.lumos.weights import fingerprint
 
 __all__ = ["LEDGER", "PARTS", "SCHEMA", "Evaluation"]
 
-SCHEMA = "packcache.evaluate/3"
+SCHEMA = "packcache.evaluate/4"
 
 #: Where what was found lies in a folder.
 LEDGER = "clips.jsonl"
@@ -126,7 +125,7 @@ class Evaluation:
             "environment": environment(weight.device, weight.dtype),
             "workload": self._workload(),
             "missing": self.missing,
-            "spent": self._spent(),
+            "spent": self.known.spent(),
             "primaries": [one.to_json() for one in compared],
             "controls": [one.to_json() for one in controls],
             "power": [asdict(one) for one in power(self.protocol, compared, controls)],
@@ -164,17 +163,6 @@ class Evaluation:
             "sampling": asdict(self.pipeline.sampling),
             "device": self.pipeline.device.type,
             "dtype": str(self.pipeline.dtype).removeprefix("torch."),
-        }
-
-    def _spent(self) -> dict[str, Any]:
-        """Hours of cores that answers took and of how many of them that is known; by machine, how
-        many answers say that they are its."""
-        seconds, found = self.known.seconds, self.known.found
-        return {
-            "core_hours": round(sum(seconds.values()) / 3600, 3),
-            "answers": len(seconds),
-            "of": len(found),
-            "machines": dict(sorted(Counter(self.known.machines.values()).items())),
         }
 
     def _workload(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,35 @@ class Ledger:
         now = time.process_time()
         self._add(key, values, round(now - self._last, 3), self._on)
         self._last = now
+
+    def spent(self) -> dict[str, Any]:
+        """What answers took, in plain values.
+
+        `core_hours` of the `answers` whose lines say it, `of` all; `core_hours_of_all` is computed,
+        with the mean of the same row and part (of the part, where no line of the row says it) for
+        each that says nothing, None where a whole part says nothing; `machines` has how many
+        answers say that they are its.
+        """
+        total = sum(self.seconds.values())
+        silent = [key for key in self.found if key not in self.seconds]
+        means = self._means(2) | self._means(1)
+        typical = [means.get(key[:2], means.get(key[1:2])) for key in silent]
+        known = [one for one in typical if one is not None]
+        whole = total + sum(known) if len(known) == len(silent) else None
+        return {
+            "core_hours": round(total / 3600, 3),
+            "core_hours_of_all": None if whole is None else round(whole / 3600, 3),
+            "answers": len(self.seconds),
+            "of": len(self.found),
+            "machines": dict(sorted(Counter(self.machines.values()).items())),
+        }
+
+    def _means(self, names: int) -> dict[Key, float]:
+        """Mean seconds of answers by the row and the part that keys begin with, or by the part."""
+        taken: dict[Key, list[float]] = {}
+        for key, seconds in self.seconds.items():
+            taken.setdefault(key[2 - names : 2], []).append(seconds)
+        return {kind: sum(all_) / len(all_) for kind, all_ in taken.items()}
 
     def take(self, other: Ledger) -> None:
         """Keep what another one found, what that took, and on what."""

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from packcache.errors import InvalidSetting
 from packcache.evaluate import cells
 from packcache.evaluate.claims import CLAIMS, claims_table, losses_section
 from packcache.evaluate.evaluation import SCHEMA
@@ -21,9 +20,12 @@ from packcache.evaluate.results_ablations import ablations_section, budgets, by_
 from packcache.files import read_result, replacing
 from packcache.markdown import table
 
-__all__ = ["draw_frontier", "read_evaluation", "render"]
+__all__ = ["draw_pictures", "read_evaluation", "render"]
 
 TAG = "*embedded model*"
+
+#: Everything together was to take at most so many hours on a machine of so many cores.
+HOURS, CORES = 6, 2
 
 _INTRO = """\
 # Results
@@ -40,12 +42,19 @@ first result."""
 
 _OTHER = "What is asked stands in a protocol of hash `{hash}`."
 
-_FRONTIER = """\
-![What is lost beside the tokens of history held]({picture})
-
-Rows that differ only in size are a line with 95 % intervals, the others dots; the best of a size is
-named (*embedded model*).
-"""
+#: Pictures of the page, by panel: what stands under and with them.
+_PICTURES = {
+    "drift": (
+        "How much more clips drift than the full cache's own",
+        "Latent frame by latent frame, with 95 % bands; marks say when a cache is full, packs and "
+        "lets a first frame go.",
+    ),
+    "frontier": (
+        "What is lost beside the tokens of history held",
+        "Rows that differ only in size are a line with 95 % intervals, the others dots; the best "
+        "of a size is named.",
+    ),
+}
 
 _CUT = """
 
@@ -67,10 +76,11 @@ def render(
     *,
     ablations: Mapping[str, Any] | None = None,
     cost: str = "",
-    picture: str = "",
+    pictures: Mapping[str, str] | None = None,
 ) -> str:
     """The whole page as Markdown: an evaluation, the one of its ablations, what a benchmark says of
-    the cost (`bench.paper`), and where the picture of the frontier lies."""
+    the cost (`bench.paper`), and where its pictures lie, by panel."""
+    drawn = {panel: _picture(panel, place) for panel, place in (pictures or {}).items()}
     work = result["workload"]
     cut = _CUT.format(why=work["exploratory"]) if work["exploratory"] else ""
     left = ", ".join(f"{part} {count} clips" for part, count in result["missing"].items())
@@ -78,12 +88,14 @@ def render(
     file = REGISTERED.get(work["protocol"])
     asked = (_REGISTERED if file else _OTHER).format(file=file, hash=work["protocol"])
     parts = [_INTRO.format(name=name, asked=asked, tag=TAG, cut=cut), _place(result)]
+    parts += [_total(result, ablations)] if ablations is not None else []
     parts += [_power(result), _claims(result), losses_section(result, TAG)]
     parts += [_table("## Primaries\n\n", cells.primaries(result))]
     parts += [_running(plan) for plan in cells.plans(result)]
+    parts += [drawn.get("drift", "")]
     parts += [_table("## Replay\n\n", cells.replayed(result)), _memory(result), cost]
     parts += [ablations_section(ablations, TAG)] if ablations is not None else []
-    parts += [_FRONTIER.format(picture=picture)] if picture else []
+    parts += [drawn.get("frontier", "")]
     if ablations is not None:
         asked = cells.plans(ablations)
         parts += [budgets(plan, ablations, TAG) for plan in asked[:1]]
@@ -92,17 +104,29 @@ def render(
     return "\n".join(part for part in parts if part)
 
 
-def draw_frontier(result: Mapping[str, Any], path: Path, *, page: Path) -> str:
-    """Write the frontier's picture; returns where it lies, seen from the page. Raises
-    InvalidSetting for a name that is no PNG, and where there is nothing to draw."""
-    if path.suffix.lower() != ".png":
-        raise InvalidSetting(f"cannot draw {path.name!r}: known is .png")
-    drawn = draw(result, "frontier", kind="png")
-    if drawn is None:
-        raise InvalidSetting("no frontier: no two rows differ only in what they hold")
-    with replacing(path) as draft:
-        draft.write_bytes(drawn)
-    return Path(os.path.relpath(path, page.parent)).as_posix()
+def draw_pictures(
+    result: Mapping[str, Any], ablations: Mapping[str, Any] | None, folder: Path, *, page: Path
+) -> dict[str, str]:
+    """Write the page's pictures into a folder, PNG; returns where each lies, seen from the page.
+
+    What there is nothing to draw of is left out. The frontier is that of the ablations, if there
+    are any. Raises InvalidSetting without matplotlib.
+    """
+    told = {"drift": result, "frontier": ablations or result}
+    drawn = {panel: draw(told[panel], panel, kind="png") for panel in _PICTURES}
+    places: dict[str, str] = {}
+    for panel, picture in drawn.items():
+        if picture is not None:
+            path = folder / f"{panel}.png"
+            with replacing(path) as draft:
+                draft.write_bytes(picture)
+            places[panel] = Path(os.path.relpath(path, page.parent)).as_posix()
+    return places
+
+
+def _picture(panel: str, place: str) -> str:
+    what, words = _PICTURES[panel]
+    return f"![{what}]({place})\n\n{words} ({TAG})\n"
 
 
 def _place(result: Mapping[str, Any]) -> str:
@@ -111,6 +135,17 @@ def _place(result: Mapping[str, Any]) -> str:
         f"{place['processor']}, {place['cores']} cores, {place['device']}; PyTorch "
         f"{place['torch']}, Python {place['python']}, packcache {place['packcache']}, "
         f"told at {place['commit']}{cells.spent_words(result)} ({TAG}).\n"
+    )
+
+
+def _total(*results: Mapping[str, Any]) -> str:
+    """What everything took, against what the whole was to take; nothing where nobody knows."""
+    hours = [result["spent"]["core_hours_of_all"] for result in results]
+    if None in hours:
+        return ""
+    return (
+        f"With the settings moved: {sum(hours):.1f} hours of one core, so {sum(hours) / CORES:.1f} "
+        f"hours where {CORES} cores share them evenly (computed; the aim: {HOURS} hours; {TAG}).\n"
     )
 
 
