@@ -112,7 +112,9 @@ def test_calibrate_marks_what_reaches_beyond_the_trained_range(file):
 def test_calibrate_writes_what_from_file_loads(file, tmp_path):
     path = tmp_path / "settings.json"
     out = run("calibrate", file, "--tolerance", 0.2, "--out", path)
-    assert out.output.splitlines()[-1] == f"wrote {path}: PackCache.from_file loads it"
+    assert out.output.splitlines()[-1] == (
+        f"wrote {path}: --policy {path} and PackCache.from_file load it"
+    )
     told = json.loads(path.read_text())
     assert told["schema"] == "packcache.calibration/1"
     assert PackCache.from_file(path) == PackCache(**told["settings"])

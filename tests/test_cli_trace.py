@@ -73,6 +73,20 @@ def test_record_takes_prompts_and_prints_json(trace, tmp_path):
     assert told["environment"]["torch"] and not told["workload"]["image"]
 
 
+def test_a_calibration_is_a_row(trace, recorded, tmp_path):
+    """Where policies are given by name, so is what `packcache calibrate` wrote."""
+    file = tmp_path / "mine.json"
+    told = {"schema": "packcache.calibration/1", "settings": {"budget": 1, "window": 3}}
+    file.write_text(json.dumps(told))
+    spelled = "packcache:budget=1,window=3"
+    mine, own = (
+        trace("score", recorded, "--policies", f"full,{text}").splitlines()
+        for text in (file, spelled)
+    )
+    row = next(line for line in mine if line.split()[0] == "mine")
+    assert row.split()[1:] == next(line for line in own if spelled in line).split()[1:]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

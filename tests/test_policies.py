@@ -523,8 +523,8 @@ def test_settings_come_back_from_a_file(tmp_path_factory, policy):
     [
         ({"schema": "packcache.bench/1"}, "has schema 'packcache.bench/1', expected 'packcache.ca"),
         ({"schema": None}, "has schema None, expected 'packcache.calibration/1': give a file that"),
-        ({"settings": None}, "has settings None, expected an object of settings"),
-        ({"settings": [1]}, r"has settings [1], expected an object of settings"),
+        ({"settings": None}, "has settings None, expected them by name"),
+        ({"settings": [1]}, r"has settings [1], expected them by name"),
         (
             {"settings": {"halflife": 1}},
             "sets 'halflife', expected settings of PackCache: budget, ",
@@ -544,10 +544,11 @@ def test_a_calibration_that_does_not_fit_is_refused_by_name(tmp_path, told, word
 
 
 def test_files_that_hold_no_calibration(tmp_path):
+    expected = "expected packcache.calibration/1; give a file that packcache calibrate wrote"
     cases = {
-        tmp_path / "none.json": "does not exist: check the name",
+        tmp_path / "none.json": f"does not exist: {expected}",
         tmp_path: "cannot be read (Is a directory): check it",
-        tmp_path / "text": "is not JSON (Expecting value: line 1 column 1 (char 0)): calibrate",
+        tmp_path / "text": f"is not JSON (Expecting value: line 1 column 1 (char 0)): {expected}",
         tmp_path / "bytes": "is not JSON ('utf-8' codec can't decode byte 0xff",
         tmp_path / "list": "has schema None, expected",
     }
@@ -700,6 +701,37 @@ def test_errors_name_the_value_and_the_way_out(text, words):
 def test_policies_are_known_by_their_spelling():
     spelled = parse_policies("full, packcache:budget=1,window=3,window:frames=2")
     assert list(spelled) == ["full", "packcache:budget=1,window=3", "window:frames=2"]
+
+
+def test_a_calibration_file_is_a_spelling(tmp_path):
+    """Labels become names of files, so a folder is no part of one."""
+    path = calibration(tmp_path, settings={"budget": 2, "window": 3})
+    assert parse_policy(f" {path} ") == PackCache(budget=2, window=3)
+    assert parse_policy(f"{path}:window=5,fill=window") == PackCache(
+        budget=2, window=5, fill="window"
+    )
+    found = parse_policies(f"full,{path},{path}:window=5,order=spatial")
+    assert found == {
+        "full": FullCache(),
+        "calibration": PackCache(budget=2, window=3),
+        "calibration:window=5,order=spatial": PackCache(budget=2, window=5, order="spatial"),
+    }
+
+
+def test_a_file_is_refused_by_name(tmp_path):
+    path = calibration(tmp_path, settings={"budget": 2, "borders": "last"})
+    other = tmp_path / "other"
+    other.mkdir()
+    calibration(other)
+    with pytest.raises(InputFileError, match=r"does not exist: expected packcache\.calibration"):
+        parse_policy("none.json")
+    with pytest.raises(InvalidSetting, match="has no setting 'frames': known are budget, window"):
+        parse_policy(f"{path}:frames=2")
+    with pytest.raises(InvalidSetting, match="two policies are called 'calibration': rename one"):
+        parse_policies(f"{path},{other / path.name}")
+    for known in (parse_policy, parse_policies):
+        with pytest.raises(InvalidSetting, match="is a file, which may change: write its settings"):
+            known(str(path), stored=True)
 
 
 def test_no_policy_at_all():

@@ -40,7 +40,8 @@ class Asked:
         from packcache.video import at_rate, read_image, read_video
 
         own = usual(source.name)
-        ready = {**told, "policy": parse_policy(told["policy"])}
+        policy = told["policy"]
+        ready = {**told, "policy": parse_policy(policy) if isinstance(policy, str) else policy}
         for name, known in (("positions", PositionMode), ("rebase", RebaseRule)):
             if told[name] not in get_args(known):
                 words = " or ".join(get_args(known))

@@ -188,7 +188,7 @@ def memory(
 
     chosen = asked.ANCHOR_POLICIES if source == "anchor" else asked.DEFAULT_POLICIES
     if policies is not None:
-        chosen = {label: label for label in parse_policies(policies)}
+        chosen = {label: label for label in parse_policies(policies, stored=True)}
     if out is not None:
         files.check_output_folder(out)
     pipeline = load(model)
@@ -241,7 +241,7 @@ def guard(
     from packcache.policies import parse_policies
 
     chosen = guards.parse_presets(presets, steps or usual(model).sampling.steps)
-    asked = parse_policies(policies)
+    asked = parse_policies(policies, stored=True)
     if out is not None:
         files.check_output_folder(out)
     pipeline = load(model)

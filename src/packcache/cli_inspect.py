@@ -116,7 +116,7 @@ def calibrate(
         return
     print(*_calibration_lines(found), sep="\n")
     if out is not None:
-        print(f"wrote {out}: PackCache.from_file loads it")
+        print(f"wrote {out}: --policy {out} and PackCache.from_file load it")
 
 
 class _Drawn(NamedTuple):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 POLICIES_HELP = (
     "full, window, sink, uniform, random, packcache, none, fademem, deepforcing; settings as "
-    "packcache:budget=1"
+    "packcache:budget=1; or a .json file of packcache calibrate"
 )
 
 ModelName = Annotated[str, typer.Option("--model", help="digits, a folder, or a hub id")]

@@ -197,8 +197,8 @@ def _generated(
     first = chosen.entries[0]
     common = {**settings, "image": chosen.image(first)}
     asked = {
-        label: Asked.read(source, first.caption, {**common, "policy": label})
-        for label in parse_policies(policies)
+        label: Asked.read(source, first.caption, {**common, "policy": policy})
+        for label, policy in parse_policies(policies).items()
     }
     free = None if anyway else found_memory(source.place)
     for one in asked.values():

@@ -9,11 +9,11 @@ newest first. Which tokens those are is the order inside a frame (selectors); an
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,6 +26,7 @@ from packcache.budget import (
 )
 from packcache.checks import at_least, flag, number, one_of
 from packcache.errors import InputFileError, InvalidSetting
+from packcache.files import read_result
 from packcache.rivals.deep_forcing import DeepSink
 from packcache.rivals.fademem import PowerLaw
 from packcache.selectors import Borders, Order, Score, Scores, asked, rank_tokens
@@ -355,7 +356,10 @@ class PackCache(UniformHistory):
         Raises InputFileError for a file that is none, names an unknown setting or a wrong value.
         """
         path = Path(path)
-        settings = _calibration(path)
+        told = read_result(path, CALIBRATION, "give a file that packcache calibrate wrote")
+        settings = told.get("settings")
+        if not isinstance(settings, dict):
+            raise InputFileError(f"{path} has settings {settings!r}, expected them by name")
         known = [f.name for f in fields(cls)]
         for name, value in settings.items():
             if name not in known:
@@ -471,7 +475,7 @@ class DeepForcing(DeepSink, Policy):
 
 
 #: Policies by the names the command line knows.
-POLICIES: dict[str, Callable[..., Policy]] = {
+POLICIES: dict[str, type[Policy]] = {
     "full": FullCache,
     "window": SlidingWindow,
     "sink": SinkWindow,
@@ -483,15 +487,25 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "deepforcing": DeepForcing,
 }
 
+#: How the name of a calibration file ends, and what a policy may be called.
+_FILE = ".json"
+_KNOWN = f"{', '.join(POLICIES)}, or a {_FILE} file of packcache calibrate"
 
-def parse_policy(text: str) -> Policy:
-    """A policy from its name and settings: `packcache:budget=1,window=4`."""
+
+def parse_policy(text: str, *, stored: bool = False) -> Policy:
+    """A policy from its name and settings, `packcache:budget=1,window=4`, or from a calibration
+    file, `mine.json:budget=2`; not where the text is `stored` for later, since files change.
+
+    Raises InvalidSetting, and InputFileError for a file that is no calibration.
+    """
     name, _, rest = text.strip().partition(":")
-    if name not in POLICIES:
-        raise InvalidSetting(f"unknown policy {name!r}: known are {', '.join(POLICIES)}")
-    make = POLICIES[name]
+    if stored and name.endswith(_FILE):
+        raise InvalidSetting(
+            f"policy {name!r} is a file, which may change: write its settings, packcache:budget=..."
+        )
+    kind, make = _named(name)
     settings = [part.strip() for part in rest.split(",") if part.strip()]
-    known = [f.name for f in fields(make)]  # type: ignore[arg-type]
+    known = [f.name for f in fields(kind)]
     values: dict[str, Any] = {}
     for part in settings:
         key, equals, value = part.partition("=")
@@ -507,42 +521,42 @@ def parse_policy(text: str) -> Policy:
     return make(**values)
 
 
-def parse_policies(text: str) -> dict[str, Policy]:
+def parse_policies(text: str, *, stored: bool = False) -> dict[str, Policy]:
     """Policies by their spelling, from a list with commas: `full,packcache:budget=1,window=4`.
 
-    A part with `=` but no name continues the one before.
+    A part with `=` but no name continues the one before. A file goes by its name alone; where
+    spellings are `stored`, as with `parse_policy`, there is none.
     """
-    labels: list[str] = []
+    spellings: list[str] = []
     for part in (piece.strip() for piece in text.split(",")):
-        if labels and "=" in part and ":" not in part:
-            labels[-1] += f",{part}" if ":" in labels[-1] else f":{part}"
+        if spellings and "=" in part and ":" not in part:
+            spellings[-1] += f",{part}" if ":" in spellings[-1] else f":{part}"
         elif part:
-            labels.append(part)
-    if not labels:
-        raise InvalidSetting(f"no policy in {text!r}: known are {', '.join(POLICIES)}")
-    return {label: parse_policy(label) for label in labels}
+            spellings.append(part)
+    if not spellings:
+        raise InvalidSetting(f"no policy in {text!r}: known are {_KNOWN}")
+    found: dict[str, Policy] = {}
+    for spelling in spellings:
+        label, policy = _label(spelling), parse_policy(spelling, stored=stored)
+        if found.setdefault(label, policy) != policy:
+            raise InvalidSetting(f"two policies are called {label!r}: rename one of the files")
+    return found
 
 
-def _calibration(path: Path) -> dict[str, Any]:
-    """What a calibration file sets, unchecked."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputFileError(f"calibration {path} does not exist: check the name") from None
-    except OSError as error:
-        raise InputFileError(f"{path} cannot be read ({error.strerror}): check it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputFileError(f"{path} is not JSON ({error}): calibrate again") from None
-    schema = told.get("schema") if isinstance(told, dict) else None
-    if schema != CALIBRATION:
-        raise InputFileError(
-            f"{path} has schema {schema!r}, expected {CALIBRATION!r}: give a file that packcache "
-            "calibrate wrote"
-        )
-    settings = told.get("settings")
-    if not isinstance(settings, dict):
-        raise InputFileError(f"{path} has settings {settings!r}, expected an object of settings")
-    return settings
+def _named(name: str) -> tuple[type[Policy], Callable[..., Policy]]:
+    """The class of a policy that is spelled so, and what makes it of further settings."""
+    if name.endswith(_FILE):
+        policy = PackCache.from_file(name)
+        return PackCache, partial(replace, policy)
+    if name not in POLICIES:
+        raise InvalidSetting(f"unknown policy {name!r}: known are {_KNOWN}")
+    return POLICIES[name], POLICIES[name]
+
+
+def _label(spelling: str) -> str:
+    """`mine:budget=2` of `out/mine.json:budget=2`: labels become names of files and folders."""
+    name, colon, rest = spelling.partition(":")
+    return (Path(name).stem if name.endswith(_FILE) else name) + colon + rest
 
 
 def _share(share: float, tokens: int) -> int:

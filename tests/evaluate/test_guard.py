@@ -299,6 +299,7 @@ def test_wrong_use_is_one_line(pipeline, settings, message):
         ("--presets quick", "reuse is 'quick', expected exact, balanced, fast, or settings"),
         ("--presets ,", "no preset in ',': known are exact, balanced, fast"),
         ("--policies most", "unknown policy 'most'"),
+        ("--policies full,no.json", "policy 'no.json' is a file, which may change: write"),
         ("--presets exact --clips 0 --recall-clips 0 --forced-clips 0", "nothing is asked"),
     ],
 )

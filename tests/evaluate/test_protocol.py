@@ -88,6 +88,7 @@ def test_a_quick_one_is_smaller_and_says_so():
         ('role = "reference"', 'role = "policy"', "0 rows are the reference, expected one"),
         ('label = "window 2"', 'label = "full"', "two rows have one label"),
         ('policy = "window:frames=2"', 'policy = "windw"', "unknown policy 'windw'"),
+        ('policy = "window:frames=2"', 'policy = "no.json"', "'no.json' is a file, which may"),
         ('rows = ["full",', 'rows = ["fll",', "running names row 'fll': known are full"),
         (
             'rows = ["full", "window 2", "p',

@@ -546,7 +546,7 @@ def _check(asked: _Asked, policies: Sequence[str]) -> None:
     if not policies or len(set(policies)) < len(policies):
         raise InvalidSetting(f"policies are {list(policies)}, expected at least one, each once")
     for policy in policies:
-        parse_policy(policy)
+        parse_policy(policy, stored=True)
     least = {"clips": 0, "recall_clips": 0, "forced_clips": 0, "frames": 2, "seed": 0, "batch": 1}
     for name, lowest in least.items():
         if getattr(asked, name) < lowest:

@@ -86,7 +86,7 @@ class Row:
 
     def make(self) -> Policy:
         """The policy. Raises InvalidSetting for one that is not known."""
-        policy = parse_policy(self.policy)
+        policy = parse_policy(self.policy, stored=True)
         if not self.drops_image:
             return policy
         if type(policy) is not PackCache:
