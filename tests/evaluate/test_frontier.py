@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from packcache.evaluate import evaluation_plot
 from packcache.evaluate.evaluation_plot import draw
 from packcache.evaluate.frontier import LOSSES, best, families, points
+from packcache.evaluate.protocol import read_protocol
+from tests.tools import ROOT
 
 
 def row(label: str, policy: str, role: str = "policy", **own: Any) -> dict[str, Any]:
@@ -71,3 +74,16 @@ def test_it_is_drawn_where_sizes_can_be_compared():
     assert drawn is not None and drawn.count(b'<g id="axes_') == len(LOSSES)
     alone = {**RESULT, "memory": [one for one in RESULT["memory"] if one["row"] != "a"]}
     assert draw(alone, "frontier") is None
+
+
+def test_a_policy_has_one_colour_in_all_pictures():
+    """The protocol's rows of two latent frames, and the families that they belong to."""
+    labels = list(read_protocol(ROOT / "benchmarks" / "protocol.toml").rows)
+    result = {"workload": {"rows": dict.fromkeys(labels)}}
+    told = evaluation_plot._family_colours(["packcache, window=4", "window", "packcache, window=8"])
+    assert told["packcache, window=4"] == evaluation_plot._colour(result, "packcache 2")
+    assert told["window"] == evaluation_plot._colour(result, "window 2")
+    for label, name in (("sink 1+1", "sink"), ("uniform 2", "uniform")):
+        own = evaluation_plot._family_colours([name])
+        assert own[name] == evaluation_plot._colour(result, label)
+    assert len(set(told.values())) == 3

@@ -4,7 +4,8 @@ memory, frontier."""
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from packcache.errors import InvalidSetting
@@ -19,8 +20,10 @@ _PALETTE = (
     "#868e96", "#a0522d", "#f06595", "#9c36b5", "#74b816",
 )  # fmt: skip
 
-#: Families of the frontier, told apart at a glance.
-_FAMILIES = ("#1971c2", "#e8590c", "#2f9e44", "#9c36b5", "#c2255c", "#e8a200")
+#: Families of the frontier: a policy has the colour of its row in the protocol's other pictures,
+#: further families of the same policy one of the others.
+_FAMILIES = {"window": "#1971c2", "sink": "#0c8599", "uniform": "#2f9e44", "packcache": "#e8590c"}
+_OTHERS = ("#6741d9", "#e8a200", "#c2255c", "#74b816")
 
 #: How a row is drawn by what it is for.
 _STYLES = {
@@ -337,28 +340,46 @@ def _frontier(figure: Any, result: Mapping[str, Any]) -> bool:
     lines = {loss: frontier.families(own) for loss, own in found.items()}
     if not any(lines.values()):
         return False
-    names = list(dict.fromkeys(name for own in lines.values() for name in own))
+    colours = _family_colours(dict.fromkeys(name for own in lines.values() for name in own))
     for own, loss in zip(figure.subplots(1, len(found)), found, strict=True):
         for name, family in lines[loss].items():
-            colour = _FAMILIES[names.index(name) % len(_FAMILIES)]
-            _measured(own, family, colour, fmt="-o", linewidth=1.7, markersize=5, label=name)
+            _measured(own, family, colours[name], fmt="-o", linewidth=1.7, markersize=5, label=name)
         lone = [point for point in found[loss] if point.family not in lines[loss]]
         dots = [point.held for point in lone], [point.mean for point in lone]
         own.plot(*dots, "o", color=_SOFT, markersize=3.5, alpha=0.55)
         for point in (p for p in frontier.best(found[loss]) if p in lone):
             own.annotate(
                 point.row, (point.held, point.mean), (7, 0), textcoords="offset points",
-                fontsize=8, color=_SOFT, va="center",
+                fontsize=8, color=_SOFT, va="center", path_effects=_halo(),
             )  # fmt: skip
         own.set_xlabel("tokens of history held", color=_INK)
         own.set_title(frontier.LOSSES[loss], loc="left", fontsize=10, color=_INK)
         own.set_xlim(left=0)
-        own.set_ylim(bottom=0)
+        if all(point.low >= 0 for point in found[loss]):
+            own.set_ylim(bottom=0)
+        else:  # a row may lose less than nothing
+            own.axhline(0, color=_INK, linewidth=0.9)
         own.spines[["top", "right"]].set_visible(False)
         own.grid(color=_GRID, linewidth=0.8)
         own.set_axisbelow(True)
     figure.axes[0].legend(frameon=False, fontsize=8, labelcolor="linecolor", handlelength=2.8)
     return True
+
+
+def _family_colours(names: Iterable[str]) -> dict[str, str]:
+    told: dict[str, str] = {}
+    others = itertools.cycle(_OTHERS)
+    for name in names:
+        own = _FAMILIES.get(name.partition(",")[0])
+        told[name] = own if own is not None and own not in told.values() else next(others)
+    return told
+
+
+def _halo() -> list[Any]:
+    """Words that stay readable over lines."""
+    from matplotlib import patheffects
+
+    return [patheffects.withStroke(linewidth=2.5, foreground="white")]
 
 
 def _measured(axes: Any, found: Sequence[frontier.Point], colour: str, **how: Any) -> None:

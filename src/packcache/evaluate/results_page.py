@@ -101,7 +101,7 @@ def render(
         parts += [budgets(plan, ablations, TAG) for plan in asked[:1]]
         parts += [_running(plan, of=" (settings moved)") for plan in asked]
         parts += [by_frame(plan, TAG) for plan in asked[-1:]]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(part for part in parts if part).rstrip("\n") + "\n"
 
 
 def draw_pictures(
