@@ -14,7 +14,7 @@ from packcache.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TAGS = ("golden", "random weights", "embedded model", "GPU run", "not run", "paper")
+TAGS = ("golden", "random weights", "embedded model", "footage", "GPU run", "not run", "paper")
 
 #: A measured number: a figure with a unit, a ratio or a share.
 NUMBER = re.compile(

