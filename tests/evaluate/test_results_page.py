@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from packcache.bench.paper import cost_section, read_benchmark
 from packcache.cli import app
 from packcache.errors import InputFileError, OutputError
+from packcache.evaluate import cells
 from packcache.evaluate.cells import DRIFTS
 from packcache.evaluate.claims import ABLATIONS, CLAIMS, Claim
 from packcache.evaluate.protocol import REGISTERED, read_protocol
@@ -404,3 +405,28 @@ def test_what_is_no_evaluation_is_refused(tmp_path):
         read_evaluation(path)
     with pytest.raises(InputFileError, match=r"none\.json does not exist: .* evaluate run --out$"):
         read_evaluation(tmp_path / "none.json")
+
+
+def test_rows_are_told_beside_the_first_ones():
+    """Paired, in points of identity; a row is not told beside itself, nor the reference at all."""
+    pair = {"metric": "identity", "mean": 0.1, "low": 0.05, "high": 0.15, "prompts": 9, "p": 0.1}
+    labels = ["full", "a", "b", "c", "d"]
+    plan = {
+        "rows": [{"row": label} for label in [*labels, "still"]],
+        "versus": [
+            {**pair, "row": row, "against": other}
+            for other in labels
+            for row in labels[1:]
+            if row != other
+        ],
+    }
+    head, rows = cells.beside_each_other(plan)
+    assert head == ("row", *(f"more than {other}" for other in ("full", "a", "b", "c")))
+    told = "+10.0 (+5.0 to +15.0)"
+    assert rows == [
+        ["a", told, "-", told, told],
+        ["b", told, told, "-", told],
+        ["c", told, told, told, "-"],
+        ["d", told, told, told, told],
+    ]
+    assert cells.beside_each_other({**plan, "versus": []})[1] == []

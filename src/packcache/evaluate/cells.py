@@ -16,6 +16,7 @@ __all__ = [
     "DRIFTS",
     "UNITS",
     "Table",
+    "beside_each_other",
     "beside_full",
     "controls",
     "drifted",
@@ -55,6 +56,9 @@ COLUMNS = (
     ("warp_error_dis", "clip", "warp", 1, 5, True),
     ("held", "clip", "held", 1, 0, False),
 )
+
+#: Rows that all others are told beside: the first ones of a plan.
+_AGAINST = 4
 
 #: Series whose drift is told: (name, head, factor, decimals).
 DRIFTS = (
@@ -199,6 +203,22 @@ def beside_full(plan: Mapping[str, Any]) -> Table:
         "SSIM to full", "no digit lost to the end", "motion, times full's",
     )  # fmt: skip
     return head, rows
+
+
+def beside_each_other(plan: Mapping[str, Any]) -> Table:
+    """By how many points of identity a row is better than the first rows, paired by prompt: two
+    intervals that overlap in the table of clips may still be told apart."""
+    pairs = {
+        (one["row"], one["against"]): one for one in plan["versus"] if one["metric"] == "identity"
+    }
+    known = {other for _, other in pairs}
+    against = [row["row"] for row in plan["rows"] if row["row"] in known][:_AGAINST]
+    rows = [
+        [row["row"], *(spanned(pairs.get((row["row"], other)), 1, 100, "+") for other in against)]
+        for row in plan["rows"]
+        if any((row["row"], other) in pairs for other in against)
+    ]
+    return ("row", *(f"more than {other}" for other in against)), rows
 
 
 def drifted(plan: Mapping[str, Any]) -> Table:

@@ -116,6 +116,7 @@ def _parts(result: Mapping[str, Any]) -> list[str]:
     told.append(_figure(result, "frontier"))
     for plan in cells.plans(result):
         told += [f"<h2>{plan['frames']} frames, made freely</h2>", _table(cells.made(plan))]
+        told += [f"<p>{_PAIRED}</p>", _table(cells.beside_each_other(plan))]
         told += [f"<p>{_BESIDE}</p>", _table(cells.beside_full(plan))]
         told += [f"<p>{_DRIFTED}</p>", _table(cells.drifted(plan))]
     for panel in ("identity", "drift", "survival", "motion"):
@@ -123,6 +124,10 @@ def _parts(result: Mapping[str, Any]) -> list[str]:
     return told
 
 
+_PAIRED = (
+    "Identity (digit and colour right) in points, row less row, paired by prompt: intervals that "
+    "overlap above may still be told apart here."
+)
 _BESIDE = (
     "Beside the full cache's clips of the same prompts and draws: PSNR and SSIM say how far pixels "
     "have gone another way, not which way is better."

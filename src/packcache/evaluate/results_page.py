@@ -184,6 +184,10 @@ def _running(plan: Mapping[str, Any], *, of: str = "") -> str:
         (
             _table(f"## Made freely, {frames}\n\n", cells.made(plan)),
             _table(
+                f"Identity in points, paired by prompt, {frames} ({TAG}).\n\n",
+                cells.beside_each_other(plan),
+            ),
+            _table(
                 f"Beside the full cache's own clips, {frames} ({TAG}).\n\n", cells.beside_full(plan)
             ),
             _table(
