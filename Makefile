@@ -14,7 +14,7 @@ WORKERS ?= 0
 TRAINING = --resume --device $(DEVICE) --workers $(WORKERS)
 
 .PHONY: setup demo test nightly lint golden train-digits bench performance bench-digits bench-lumos \
-        reproduce leaderboard
+        reproduce rivals leaderboard
 
 setup: $(READY)
 
@@ -77,6 +77,15 @@ reproduce: setup
 	$(RUN) --protocol benchmarks/ablations.toml --out $(ABLATIONS) $(if $(QUICK),--parts $(PARTS))
 	$(BIN)/packcache evaluate page $(PAGE) --result $(RESULTS)/evaluate.json \
 		--ablations $(ABLATIONS)/evaluate.json --pictures $(PICTURES) $(TIMED)
+
+# sinks, reach, packing and the rivals, clips made freely (exploratory, some 45 minutes on two cores)
+RIVALS := benchmarks/results/rivals
+rivals: setup
+	mkdir -p $(RIVALS)
+	$(BIN)/packcache evaluate run --workers $(or $(PROCESSES),2) \
+		--protocol benchmarks/rivals.toml --out $(RIVALS)
+	$(BIN)/packcache evaluate page $(RIVALS)/results.md --result $(RIVALS)/evaluate.json \
+		--pictures $(RIVALS)
 
 # every policy on the stored traces, and those of files dropped into policies/ or a folder you name:
 # ARGS="--policies-from DIR"; with such rows nothing is written but to ARGS="--out FILE"

@@ -111,6 +111,17 @@ def test_the_results_follow_from_the_protocols_tables():
     assert page == (ROOT / "docs" / "results.md").read_text()
 
 
+def test_the_rivals_page_follows_from_its_tables():
+    """No claim of the paper is judged by it, and no control was asked."""
+    folder = RESULTS / "rivals"
+    drawn = {panel: f"{panel}.png" for panel in ("drift", "frontier")}
+    drawn = {panel: place for panel, place in drawn.items() if (folder / place).exists()}
+    page = render(read_evaluation(folder / "evaluate.json"), "evaluate.json", pictures=drawn)
+    assert page == (folder / "results.md").read_text()
+    assert "**Exploratory**" in page and "No control was asked" in page
+    assert "The paper's claims" not in page
+
+
 @pytest.mark.parametrize("label", ["full", "packcache 2", "window 2"])
 @pytest.mark.parametrize("number", [0, 4], ids=["text", "image"])
 def test_a_clip_comes_out_again_to_the_token(pipeline, label, number):

@@ -150,6 +150,8 @@ def _total(*results: Mapping[str, Any]) -> str:
 
 
 def _power(result: Mapping[str, Any]) -> str:
+    if not _has_controls(result):
+        return "No control was asked: nothing here says what these clips can tell apart.\n"
     body = "\n".join(f"- {line} ({TAG})" for line in cells.power_lines(result))
     told = _table("", cells.controls(result))
     return (
@@ -160,7 +162,14 @@ def _power(result: Mapping[str, Any]) -> str:
     )
 
 
+def _has_controls(result: Mapping[str, Any]) -> bool:
+    return any(row["role"] == "control" for row in result["workload"]["rows"].values())
+
+
 def _claims(result: Mapping[str, Any]) -> str:
+    """Judged only where something could have failed."""
+    if not _has_controls(result):
+        return ""
     return (
         "## The paper's claims\n\nPackCache holds two latent frames of tokens over four here, "
         "unless a claim says otherwise; the paper's own size is one. Verdicts are by single "
