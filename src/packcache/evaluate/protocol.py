@@ -47,6 +47,9 @@ MOST_PRIMARIES = 4
 #: exploratory, and so are the ablations, which say so themselves.
 REGISTERED = {"ce4da604800a5e32": "benchmarks/protocol.toml"}
 
+#: Why results of any other one are exploratory.
+UNREGISTERED = "not by a registered protocol"
+
 #: What a primary can be, and the part that asks it.
 PRIMARIES: dict[str, Part] = {
     "recall": "memory", "replay_kl": "replay", "identity_drift": "running",
@@ -183,7 +186,7 @@ class Protocol:
         """Why its results decide nothing; None: they are those of a registered protocol."""
         if self.quick is not None:
             return f"cut to {self.quick} prompts"
-        return None if self.hash in REGISTERED else "not by a registered protocol"
+        return None if self.hash in REGISTERED else UNREGISTERED
 
     def rows_of(self, *roles: Job) -> list[Row]:
         return [row for row in self.rows.values() if row.role in roles]

@@ -15,7 +15,7 @@ from packcache.evaluate import cells
 from packcache.evaluate.claims import CLAIMS, claims_table, losses_section
 from packcache.evaluate.evaluation import SCHEMA
 from packcache.evaluate.evaluation_plot import draw
-from packcache.evaluate.protocol import REGISTERED
+from packcache.evaluate.protocol import REGISTERED, UNREGISTERED
 from packcache.evaluate.results_ablations import ablations_section, budgets, by_frame
 from packcache.files import read_result, replacing
 from packcache.markdown import table
@@ -150,7 +150,7 @@ def _total(*results: Mapping[str, Any]) -> str:
 
 
 def _power(result: Mapping[str, Any]) -> str:
-    if not _has_controls(result):
+    if not any(row["role"] == "control" for row in result["workload"]["rows"].values()):
         return "No control was asked: nothing here says what these clips can tell apart.\n"
     body = "\n".join(f"- {line} ({TAG})" for line in cells.power_lines(result))
     told = _table("", cells.controls(result))
@@ -162,13 +162,9 @@ def _power(result: Mapping[str, Any]) -> str:
     )
 
 
-def _has_controls(result: Mapping[str, Any]) -> bool:
-    return any(row["role"] == "control" for row in result["workload"]["rows"].values())
-
-
 def _claims(result: Mapping[str, Any]) -> str:
-    """Judged only where something could have failed."""
-    if not _has_controls(result):
+    """What the registered protocol was written to judge; another one has rows of its own."""
+    if result["workload"]["exploratory"] == UNREGISTERED:
         return ""
     return (
         "## The paper's claims\n\nPackCache holds two latent frames of tokens over four here, "
