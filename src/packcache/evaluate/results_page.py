@@ -150,7 +150,7 @@ def _total(*results: Mapping[str, Any]) -> str:
 
 
 def _power(result: Mapping[str, Any]) -> str:
-    if not any(row["role"] == "control" for row in result["workload"]["rows"].values()):
+    if not cells.power_lines(result):
         return "No control was asked: nothing here says what these clips can tell apart.\n"
     body = "\n".join(f"- {line} ({TAG})" for line in cells.power_lines(result))
     told = _table("", cells.controls(result))
