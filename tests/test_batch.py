@@ -183,6 +183,18 @@ def rows(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (out / RESULTS).read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    "line, common", [(', "policy": "a.json:budget=2"', {}), ("", {"policy": "a.json"})]
+)
+def test_a_calibration_decides_no_clip(tmp_path, line, common):
+    """A changed file would find the clips of the old one made."""
+    path = write(tmp_path, '{"prompt": "p"' + line + "}")
+    with pytest.raises(
+        InputFileError, match=r"line 1: policy 'a\.json' is a file, which may change"
+    ):
+        read_jobs(path, {"policy": str}, common)
+
+
 def test_each_job_is_made_reported_and_gets_one_line(tmp_path):
     out, heard = tmp_path / "out", []
     summary = run_jobs([job("a", "1"), job("v1.5", "2")], out, make, report=heard.append)

@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn
 
 from packcache.errors import InputFileError, OutputError, PackCacheError
 from packcache.files import check_output_folder, lock, replacing
+from packcache.policies import check_stored
 
 __all__ = ["RESULTS", "Job", "Outcome", "Status", "Summary", "read_jobs", "run_jobs"]
 
@@ -175,7 +176,9 @@ def _job(
         settings[key] = str(folder / settings[key])
     if not (prompt := data.get("prompt", "")).strip():
         raise ValueError(f'"prompt" is missing or empty, expected an object such as {_EXAMPLE}')
-    digest = _digest({**common, **settings, "prompt": prompt}, content)
+    deciding = {**common, **settings, "prompt": prompt}
+    check_stored(str(deciding.get("policy", "")))  # or a changed file would find its clips made
+    digest = _digest(deciding, content)
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "clip"
     name = data.get("name", f"{slug}-{digest[:8]}")
     if not _NAME.fullmatch(name) or name.lower() == RESULTS:

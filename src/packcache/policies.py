@@ -45,6 +45,7 @@ __all__ = [
     "SinkWindow",
     "SlidingWindow",
     "UniformHistory",
+    "check_stored",
     "parse_policies",
     "parse_policy",
 ]
@@ -499,10 +500,8 @@ def parse_policy(text: str, *, stored: bool = False) -> Policy:
     Raises InvalidSetting, and InputFileError for a file that is no calibration.
     """
     name, _, rest = text.strip().partition(":")
-    if stored and name.endswith(_FILE):
-        raise InvalidSetting(
-            f"policy {name!r} is a file, which may change: write its settings, packcache:budget=..."
-        )
+    if stored:
+        check_stored(text)
     kind, make = _named(name)
     settings = [part.strip() for part in rest.split(",") if part.strip()]
     known = [f.name for f in fields(kind)]
@@ -541,6 +540,15 @@ def parse_policies(text: str, *, stored: bool = False) -> dict[str, Policy]:
         if found.setdefault(label, policy) != policy:
             raise InvalidSetting(f"two policies are called {label!r}: rename one of the files")
     return found
+
+
+def check_stored(text: str) -> None:
+    """Refuses a spelling that cannot stand for a result: what a file holds may change."""
+    name = text.strip().partition(":")[0]
+    if name.endswith(_FILE):
+        raise InvalidSetting(
+            f"policy {name!r} is a file, which may change: write its settings, packcache:budget=..."
+        )
 
 
 def _named(name: str) -> tuple[type[Policy], Callable[..., Policy]]:
