@@ -84,8 +84,7 @@ rivals: setup
 	mkdir -p $(RIVALS)
 	$(BIN)/packcache evaluate run --workers $(or $(PROCESSES),2) \
 		--protocol benchmarks/rivals.toml --out $(RIVALS)
-	$(BIN)/packcache evaluate page $(RIVALS)/results.md --result $(RIVALS)/evaluate.json \
-		--pictures $(RIVALS)
+	$(BIN)/packcache evaluate page $(RIVALS)/results.md --result $(RIVALS)/evaluate.json
 
 # every policy on the stored traces, and those of files dropped into policies/ or a folder you name:
 # ARGS="--policies-from DIR"; with such rows nothing is written but to ARGS="--out FILE"

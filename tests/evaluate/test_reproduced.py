@@ -19,6 +19,7 @@ import torch
 import packcache as pc
 from packcache.bench.paper import cost_section, read_benchmark
 from packcache.environment import environment
+from packcache.evaluate.cells import spanned
 from packcache.evaluate.clips import Clips
 from packcache.evaluate.evaluation import LEDGER, Evaluation
 from packcache.evaluate.ledger import Ledger
@@ -114,12 +115,36 @@ def test_the_results_follow_from_the_protocols_tables():
 def test_the_rivals_page_follows_from_its_tables():
     """No claim of the paper is judged by it, and no control was asked."""
     folder = RESULTS / "rivals"
-    drawn = {panel: f"{panel}.png" for panel in ("drift", "frontier")}
-    drawn = {panel: place for panel, place in drawn.items() if (folder / place).exists()}
-    page = render(read_evaluation(folder / "evaluate.json"), "evaluate.json", pictures=drawn)
+    page = render(read_evaluation(folder / "evaluate.json"), "evaluate.json")
     assert page == (folder / "results.md").read_text()
     assert "**Exploratory**" in page and "No control was asked" in page
     assert "The paper's claims" not in page
+
+
+def test_the_guides_table_of_rivals_is_theirs():
+    """Identity, what it differs from the full cache's by, and motion, as the page has them."""
+    result = read_evaluation(RESULTS / "rivals" / "evaluate.json")
+    plans = {plan["frames"]: plan for plan in result["running"]}
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    table = text[text.index("| *embedded model*, digit and colour right") :].split("\n\n")[0]
+    told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    less = {
+        frames: {one["row"]: one for one in plan["versus"] if one["metric"] == "identity"
+                 and one["against"] == "full"}
+        for frames, plan in plans.items()
+    }  # fmt: skip
+    for row in told:
+        own = {frames: next(r for r in plan["rows"] if r["row"] == row[0])
+               for frames, plan in plans.items()}  # fmt: skip
+        cells = [
+            cell
+            for frames in (49, 97)
+            for cell in (f"{own[frames]['true']['identity']['mean']:.1f}",
+                         spanned(less[frames].get(row[0]), 1, 100, "+"))
+        ]  # fmt: skip
+        moves = f"{own[97]['clip']['flow_motion_top5_dis']['mean']:.2f}"
+        assert row[1:] == [*cells, moves], row[0]
+    assert {row[0] for row in told} == set(result["workload"]["rows"])
 
 
 @pytest.mark.parametrize("label", ["full", "packcache 2", "window 2"])
